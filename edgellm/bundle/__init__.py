@@ -1,0 +1,1 @@
+"""A bundle on disk: manifest, files, tokenizer, chat template. Knows no execution provider."""

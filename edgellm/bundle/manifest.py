@@ -1,0 +1,157 @@
+"""The manifest `edgellm.json`: what a bundle is, what it holds, and how it was checked.
+
+    Manifest
+    ├── Source      where the weights came from, revision, sha256, licence
+    ├── Shape       what the runtime must know of the model: layers, kv heads, head width, …
+    ├── Graph       name → onnx file, its data file, the kind of inputs it takes
+    ├── FileRecord  path → bytes and sha256
+    └── self_check  the report of the comparison made at export
+
+The runtime never asks which model it runs: all it needs is here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+from edgellm.errors import Corrupt, Incompatible
+
+FORMAT = 1
+MANIFEST_NAME = "edgellm.json"
+# A manifest is a few kB; a larger one is not ours and is not worth parsing.
+MANIFEST_LIMIT_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    reference: str
+    revision: str | None = None
+    sha256: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes a session needs. Cache layout is BNSH: (batch, K kv heads, S positions, N width)."""
+
+    architecture: str
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    context_length: int
+    parameters: int
+    kv_dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """`kind` is "portable" (standard inputs) or "native" (row-selected logits, see runtime)."""
+
+    kind: str
+    path: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    name: str
+    producer: str
+    source: Source
+    shape: Shape
+    graphs: Mapping[str, Graph]
+    files: Mapping[str, FileRecord]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    self_check: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a bundle folder; Corrupt names the field that is missing or wrong."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise Corrupt(f"{folder} is not a bundle: it has no {MANIFEST_NAME}; export it again")
+    if path.stat().st_size > MANIFEST_LIMIT_BYTES:
+        raise Corrupt(f"{path} is larger than {MANIFEST_LIMIT_BYTES} bytes; export it again")
+    try:
+        return parse(json.loads(path.read_bytes()))
+    except (ValueError, RecursionError) as error:
+        raise Corrupt(f"{path} is not valid JSON: {error}; export it again") from error
+    except Corrupt as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def parse(raw: Any) -> Manifest:
+    """A checked Manifest from decoded JSON. Paths that leave the folder are refused here."""
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+        raise Incompatible(f"bundle format is {found!r}, this version reads {FORMAT}; export again")
+    try:
+        return Manifest(
+            name=_typed(raw, "name", str),
+            producer=_typed(raw, "producer", str),
+            source=Source(**_typed(raw, "source", dict)),
+            shape=_shape(_typed(raw, "shape", dict)),
+            graphs={k: _graph(v) for k, v in _typed(raw, "graphs", dict).items()},
+            files={inside(k): _file(v) for k, v in _typed(raw, "files", dict).items()},
+            recipe=_typed(raw, "recipe", dict),
+            self_check=_typed(raw, "self_check", dict),
+        )
+    except TypeError as error:
+        raise Corrupt(f"a field is missing or unknown: {error}") from error
+
+
+def inside(path: str) -> str:
+    """`path`, known to be relative, with forward slashes and to stay in its folder; else Corrupt."""
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith(("/", "~")) or "\\" in path or ":" in path or ".." in parts:
+        raise Corrupt(f"path {path!r} leaves the bundle's folder; refuse this file")
+    return path
+
+
+def _typed(raw: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    value = raw.get(key)
+    if not isinstance(value, kind):
+        raise Corrupt(f"field {key!r} must be {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _shape(raw: dict[str, Any]) -> Shape:
+    shape = Shape(**raw)
+    for key, value in asdict(shape).items():
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            raise Corrupt(f"shape.{key} must be a number or a name, got {value!r}")
+        if isinstance(value, int) and not 0 < value < 1 << 48:
+            raise Corrupt(f"shape.{key} is {value}, which no model has")
+    return shape
+
+
+def _graph(raw: Any) -> Graph:
+    graph = Graph(**raw)
+    inside(graph.path)
+    inside(graph.data)
+    return graph
+
+
+def _file(raw: Any) -> FileRecord:
+    record = FileRecord(**raw)
+    if not isinstance(record.bytes, int) or not isinstance(record.sha256, str):
+        raise Corrupt(f"file record {raw!r} needs bytes (a number) and sha256 (a string)")
+    return record

@@ -1,0 +1,146 @@
+"""Weights between checkpoint and graph: dense, or blocks of small integers.
+
+Shapes: N output features, K input features, so a linear layer is y (T, N) = x (T, K) @ w.T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Floating-point weights, read from the checkpoint only when `numpy` is called.
+
+    `dtype` is the checkpoint's own: "float32", "float16" or "bfloat16".
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], Float32]
+
+    def numpy(self) -> Float32:
+        """The values as float32, in `shape`."""
+        return self.read()
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Integers in blocks along K, in the byte order of ONNX Runtime's MatMulNBits.
+
+    packed  uint8 (N, K / block_size, block_size * bits / 8), low bits first, consecutive k
+    scales  float16 or float32 (N, K / block_size)
+    zero_points  None: the middle, 2^(bits-1); else uint8 (N, K / block_size), not packed
+    minima  None, or (N, K / block_size): the block is scale * q + minimum (GGUF Q4_1). Never
+            together with zero_points.
+
+    Source: com.microsoft.MatMulNBits in ONNX Runtime's ContribOperators.md.
+    """
+
+    bits: int
+    block_size: int
+    packed: NDArray[np.uint8]
+    scales: NDArray[np.floating]
+    zero_points: NDArray[np.uint8] | None = None
+    minima: NDArray[np.floating] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)"""
+        return self.packed.shape[0], self.packed.shape[1] * self.block_size
+
+    def codes(self) -> NDArray[np.uint8]:
+        """The unsigned integers, one a byte: (N, K)."""
+        return unpack(self.packed, self.bits).reshape(self.shape)
+
+    def dequantize(self) -> Float32:
+        """The float32 values these blocks stand for: (N, K)."""
+        n, k = self.shape
+        q = self.codes().reshape(n, -1, self.block_size).astype(np.float32)
+        scales = self.scales.astype(np.float32)[..., None]
+        if self.minima is not None:
+            values = q * scales + self.minima.astype(np.float32)[..., None]
+        elif self.zero_points is not None:
+            values = (q - self.zero_points.astype(np.float32)[..., None]) * scales
+        else:
+            values = (q - np.float32(1 << (self.bits - 1))) * scales
+        return values.reshape(n, k)
+
+    def rows(self, index: NDArray[np.integer]) -> Blocks:
+        """The same blocks with output features in the order of `index`."""
+        return Blocks(
+            self.bits,
+            self.block_size,
+            self.packed[index],
+            self.scales[index],
+            None if self.zero_points is None else self.zero_points[index],
+            None if self.minima is None else self.minima[index],
+        )
+
+
+Weight = Dense | Blocks
+
+
+def pack(codes: NDArray[np.uint8], bits: int, block_size: int) -> NDArray[np.uint8]:
+    """(N, K) integers to (N, K / block_size, block_size * bits / 8) bytes, low bits first."""
+    n = codes.shape[0]
+    per_byte = 8 // bits
+    grouped = codes.reshape(n, -1, block_size // per_byte, per_byte)
+    packed = np.zeros(grouped.shape[:-1], np.uint8)
+    for i in range(per_byte):
+        packed |= grouped[..., i] << np.uint8(i * bits)
+    return packed
+
+
+def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """The inverse of `pack`, flat in k: (N, blocks, bytes) to (N, blocks, block_size)."""
+    if bits == 8:
+        return packed
+    mask = np.uint8((1 << bits) - 1)
+    parts = [(packed >> np.uint8(shift)) & mask for shift in range(0, 8, bits)]
+    return np.stack(parts, axis=-1).reshape(*packed.shape[:-1], -1)
+
+
+def stack(parts: Sequence[Weight]) -> Weight:
+    """Output features of several weights one after another; equal formats stay in blocks.
+
+    Mixed formats become Dense, whose values are exact.
+    """
+    first = parts[0]
+    if isinstance(first, Blocks) and all(_alike(first, other) for other in parts):
+        blocks = [part for part in parts if isinstance(part, Blocks)]
+        return Blocks(
+            first.bits,
+            first.block_size,
+            np.concatenate([b.packed for b in blocks]),
+            np.concatenate([b.scales for b in blocks]),
+            _join([b.zero_points for b in blocks]),
+            _join([b.minima for b in blocks]),
+        )
+    shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+    return Dense(shape, "float32", lambda: np.concatenate([to_float32(part) for part in parts]))
+
+
+def _alike(a: Blocks, b: Weight) -> bool:
+    return (
+        isinstance(b, Blocks)
+        and (a.bits, a.block_size, a.scales.dtype) == (b.bits, b.block_size, b.scales.dtype)
+        and (a.zero_points is None) == (b.zero_points is None)
+        and (a.minima is None) == (b.minima is None)
+    )
+
+
+def _join(parts: Sequence[NDArray[np.generic] | None]) -> NDArray[np.generic] | None:
+    present = [part for part in parts if part is not None]
+    return np.concatenate(present) if present else None
+
+
+def to_float32(weight: Weight) -> Float32:
+    """The float32 values of either kind."""
+    return weight.numpy() if isinstance(weight, Dense) else weight.dequantize()
