@@ -1,0 +1,114 @@
+"""Checks of a model's config before anything is computed from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from edgellm.errors import Corrupt, Incompatible
+from edgellm_export.checkpoint.mapped import shown
+
+# Upper bounds: ten times what the largest published models have, so a lie shows, a model does not.
+_WHOLE = {
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 20,
+    "num_hidden_layers": 1 << 11,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "head_dim": 1 << 13,
+    "max_position_embeddings": 1 << 28,
+    "vocab_size": 1 << 24,
+}
+
+
+def check_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The same mapping with `num_key_value_heads`, `head_dim` and `rope_theta` filled in.
+
+    Corrupt or Incompatible names the key that cannot be; `where` opens the message.
+    """
+    checked = {**config, **_rope(config, where)}
+    heads = _whole(checked, "num_attention_heads", where)
+    checked["num_key_value_heads"] = _filled(checked, "num_key_value_heads", heads)
+    checked["head_dim"] = _filled(checked, "head_dim", _ratio(checked, heads, where))
+    for key in _WHOLE:
+        _whole(checked, key, where)
+    if heads % checked["num_key_value_heads"]:
+        _fail(where, "num_key_value_heads", checked, f"a divisor of num_attention_heads {heads}")
+    if checked["head_dim"] % 2:
+        _fail(where, "head_dim", checked, "even")
+    _decimal(checked, "rms_norm_eps", where, 1e-12, 1e-1)
+    _decimal(checked, "rope_theta", where, 1.0, 1e12)
+    _names(checked, where)
+    _token_ids(checked, where)
+    return checked
+
+
+def _filled(config: Mapping[str, Any], key: str, default: int) -> Any:
+    value = config.get(key)
+    return default if value is None else value
+
+
+def _ratio(config: Mapping[str, Any], heads: int, where: str) -> int:
+    hidden = _whole(config, "hidden_size", where)
+    if config.get("head_dim") is None and hidden % heads:
+        _fail(where, "hidden_size", config, f"a multiple of num_attention_heads {heads}")
+    return hidden // heads
+
+
+def _whole(config: Mapping[str, Any], key: str, where: str) -> int:
+    value = config.get(key)
+    if type(value) is not int or not 0 < value <= _WHOLE[key]:
+        _fail(where, key, config, f"a whole number from 1 to {_WHOLE[key]}")
+    return value
+
+
+def _decimal(config: Mapping[str, Any], key: str, where: str, low: float, high: float) -> None:
+    value: Any = config.get(key)
+    if value is None and key == "rms_norm_eps":
+        return  # models with another norm have another key
+    number = value if type(value) in (int, float) else math.nan
+    if not low <= number <= high:
+        _fail(where, key, config, f"a number from {low:g} to {high:g}")
+
+
+def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling`, which transformers 5 writes as one `rope_parameters`."""
+    both = config.get("rope_parameters")
+    if both is None:
+        return {"rope_theta": config.get("rope_theta") or 10000.0}
+    if not isinstance(both, dict):
+        _fail(where, "rope_parameters", config, "a mapping")
+    found = {"rope_theta": both.get("rope_theta", config.get("rope_theta", 10000.0))}
+    rest = {key: value for key, value in both.items() if key != "rope_theta"}
+    if rest.get("rope_type", "default") != "default":
+        found["rope_scaling"] = rest
+    return found
+
+
+def _names(config: Mapping[str, Any], where: str) -> None:
+    if not isinstance(config.get("model_type"), str):
+        _fail(where, "model_type", config, "a name")
+    classes = config.get("architectures", [])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        _fail(where, "architectures", config, "a list of names")
+    if not isinstance(config.get("tie_word_embeddings", False), bool):
+        _fail(where, "tie_word_embeddings", config, "true or false")
+    if config.get("quantization_config") is not None:
+        raise Incompatible(
+            f"{where}: quantization_config is set, and quantized safetensors cannot be read; "
+            "use the original float weights or a GGUF file"
+        )
+
+
+def _token_ids(config: Mapping[str, Any], where: str) -> None:
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = config.get(key)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and (type(one) is not int or not 0 <= one < config["vocab_size"]):
+                _fail(where, key, config, f"a token id below {config['vocab_size']}")
+
+
+def _fail(where: str, key: str, config: Mapping[str, Any], allowed: str) -> NoReturn:
+    found = shown(config[key]) if config.get(key) is not None else "missing"
+    raise Corrupt(f"{where}: {key} must be {allowed}, got {found}; get the original file again")

@@ -1,0 +1,86 @@
+"""A GGUF file as a Checkpoint: names and row order of Hugging Face, blocks carried over exactly."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.errors import Corrupt
+from edgellm_export.checkpoint import TextFiles
+from edgellm_export.checkpoint import gguf_blocks as blocks
+from edgellm_export.checkpoint import gguf_config as words
+from edgellm_export.checkpoint import gguf_file as container
+from edgellm_export.checkpoint.config import check_config
+from edgellm_export.checkpoint.mapped import AGAIN
+from edgellm_export.weights import Blocks, Dense, Weight
+
+
+class GgufCheckpoint:
+    """See `Checkpoint`. `notices` are lines the user should see."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = container.read(path)
+        self._architecture = words.architecture(self._file)
+        self._names = words.tensor_names(self._file, self._architecture)
+        self.config: Mapping[str, Any] = check_config(
+            words.config(self._file, self._architecture), str(path)
+        )
+        licence = self._file.metadata.get("general.license")
+        self.licence = licence if isinstance(licence, str) else None
+        self.notices = _notices(self._file)
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._names)
+
+    def weight(self, name: str) -> Weight:
+        """One tensor; see `Checkpoint.weight`."""
+        if name not in self._names:
+            raise Corrupt(f"{self.path} has no tensor for {name}; {AGAIN}")
+        tensor = self._file.tensors[self._names[name]]
+        weight = blocks.load(self._file, tensor)
+        if not self._architecture.permuted or ".self_attn." not in name:
+            return weight
+        if ".q_proj." in name:
+            return self._unpermuted(name, weight, self.config["num_attention_heads"])
+        if ".k_proj." in name:
+            return self._unpermuted(name, weight, self.config["num_key_value_heads"])
+        return weight
+
+    def text_files(self) -> TextFiles:
+        from edgellm_export.checkpoint.gguf_tokenizer import build_text_files
+
+        return build_text_files(self._file.metadata)
+
+    def _unpermuted(self, name: str, weight: Weight, heads: int) -> Weight:
+        rows = heads * int(self.config["head_dim"])
+        if weight.shape[0] != rows:
+            raise Corrupt(
+                f"{self.path}: {name} has {weight.shape[0]} rows and the heads need {rows}; {AGAIN}"
+            )
+        index = half_split_order(rows, heads)
+        if isinstance(weight, Blocks):
+            return weight.rows(index)
+        return Dense(weight.shape, weight.dtype, lambda: weight.numpy()[index])
+
+
+def half_split_order(rows: int, heads: int) -> NDArray[np.intp]:
+    """For each of Hugging Face's rows of q or k, the row of GGUF that holds it.
+
+    GGUF has the two halves of a head interleaved; `permute` in llama.cpp's convert_hf_to_gguf.py
+    does that with reshape(heads, 2, width / 2).swapaxes(1, 2), and this is its inverse.
+    """
+    return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+
+def _notices(file: container.GgufFile) -> list[str]:
+    counts = Counter(t.kind for t in file.tensors.values() if not blocks.is_exact(t))
+    return [
+        f"{count} tensors of type {kind} are dequantized: not carried over exactly"
+        for kind, count in sorted(counts.items())
+    ]

@@ -1,0 +1,55 @@
+"""A file mapped into memory, and the words in which readers complain about it."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.errors import Corrupt, NotFound, StorageFailed
+
+AGAIN = "download it again"
+
+
+def map_file(path: Path, smallest_bytes: int, kind: str) -> mmap.mmap:
+    """The bytes of a regular file, read-only; one-line errors for all that can be wrong with it.
+
+    The mapping costs no memory until a page is read, and the system may drop its pages again.
+    """
+    if not path.exists():
+        raise NotFound(f"{path} does not exist; check the path")
+    if not path.is_file():
+        raise Corrupt(f"{path} is not a file, so it cannot be read as {kind}; name the file itself")
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            if size < smallest_bytes:
+                raise Corrupt(f"{path} has {size} bytes, too few for {kind}; {AGAIN}")
+            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot read {path}: {error.strerror}; check its permissions"
+        ) from error
+
+
+def shown(text: object) -> str:
+    """A name out of a foreign file, safe for a one-line message."""
+    whole = repr(text)
+    return whole if len(whole) <= 80 else f"{whole[:77]}..."
+
+
+def all_finite(path: Path, name: str, values: NDArray[np.floating]) -> None:
+    """Corrupt if a number is infinite or none; two passes, no temporary array."""
+    with np.errstate(invalid="ignore"):
+        extremes = (values.min(), values.max()) if values.size else ()
+    if not np.isfinite(extremes).all():
+        raise Corrupt(f"{path}: tensor {shown(name)} holds infinite or undefined numbers; {AGAIN}")
+
+
+def widen_bfloat16(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """bfloat16 bytes as float32: the same bits, sixteen zeros below."""
+    wide = raw.view("<u2").astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
