@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from edgellm.errors import Corrupt, Incompatible
-from edgellm_export.checkpoint.mapped import shown
+from edgellm_export.checkpoint.mapped import AGAIN, shown
 
 # Upper bounds: ten times what the largest published models have, so a lie shows, a model does not.
 _WHOLE = {
@@ -28,6 +28,9 @@ def check_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     Corrupt or Incompatible names the key that cannot be; `where` opens the message.
     """
     checked = {**config, **_rope(config, where)}
+    _names(checked, where)
+    if "dtype" not in checked and "torch_dtype" in checked:
+        checked["dtype"] = checked["torch_dtype"]
     heads = _whole(checked, "num_attention_heads", where)
     checked["num_key_value_heads"] = _filled(checked, "num_key_value_heads", heads)
     checked["head_dim"] = _filled(checked, "head_dim", _ratio(checked, heads, where))
@@ -39,7 +42,6 @@ def check_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         _fail(where, "head_dim", checked, "even")
     _decimal(checked, "rms_norm_eps", where, 1e-12, 1e-1)
     _decimal(checked, "rope_theta", where, 1.0, 1e12)
-    _names(checked, where)
     _token_ids(checked, where)
     return checked
 
@@ -101,7 +103,11 @@ def _names(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _token_ids(config: Mapping[str, Any], where: str) -> None:
+def _token_ids(config: dict[str, Any], where: str) -> None:
+    pad = config.get("pad_token_id")
+    if type(pad) is int and not 0 <= pad < config["vocab_size"]:
+        # Llama's first configs say -1 for none; nothing is ever padded here.
+        del config["pad_token_id"]
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = config.get(key)
         for one in value if isinstance(value, list) else [value]:
@@ -110,5 +116,7 @@ def _token_ids(config: Mapping[str, Any], where: str) -> None:
 
 
 def _fail(where: str, key: str, config: Mapping[str, Any], allowed: str) -> NoReturn:
-    found = shown(config[key]) if config.get(key) is not None else "missing"
-    raise Corrupt(f"{where}: {key} must be {allowed}, got {found}; get the original file again")
+    if config.get(key) is None:
+        kind = shown(config.get("model_type"))
+        raise Incompatible(f"{where}: {key} is missing; model type {kind} cannot be read")
+    raise Corrupt(f"{where}: {key} must be {allowed}, got {shown(config[key])}; {AGAIN}")

@@ -10,16 +10,20 @@ Source: block_q4_0, block_q4_1, block_q8_0 in ggml-common.h.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.errors import Incompatible
 from edgellm_export.checkpoint.gguf_file import GgufFile, Tensor
-from edgellm_export.checkpoint.mapped import all_finite, widen_bfloat16
+from edgellm_export.checkpoint.mapped import all_finite, shown, widen_bfloat16
 from edgellm_export.weights import Blocks, Dense, Float32, Weight
 
 BLOCK = 32
+# gguf's dequantize needs twice its output; pieces keep that small beside a large embedding.
+ROWS_AT_ONCE = 1024
 DENSE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -32,6 +36,11 @@ def load(file: GgufFile, tensor: Tensor) -> Weight:
         if blocks.minima is not None:
             all_finite(file.path, tensor.name, blocks.minima)
         return blocks
+
+    if tensor.kind not in DENSE:
+        _expanded(
+            np.zeros((1, tensor.size_bytes // math.prod(tensor.shape[:-1])), np.uint8), tensor
+        )
 
     def read() -> Float32:
         values = _floats(file.raw(tensor), tensor)
@@ -53,14 +62,27 @@ def _floats(raw: NDArray[np.uint8], tensor: Tensor) -> Float32:
         return raw.view("<f2").astype(np.float32).reshape(tensor.shape)
     if tensor.kind == "BF16":
         return widen_bfloat16(raw).reshape(tensor.shape)
+    rows = raw.reshape(math.prod(tensor.shape[:-1]), -1)
+    values = np.empty((rows.shape[0], tensor.shape[-1]), np.float32)
+    for start in range(0, rows.shape[0], ROWS_AT_ONCE):
+        values[start : start + ROWS_AT_ONCE] = _expanded(rows[start : start + ROWS_AT_ONCE], tensor)
+    return values.reshape(tensor.shape)
+
+
+def _expanded(rows: NDArray[np.uint8], tensor: Tensor) -> Float32:
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    rows = raw.reshape(*tensor.shape[:-1], -1)
-    # Broken scales are reported by the caller, by the name of the tensor.
+    # Broken scales are found by the caller, who knows where they are.
     with np.errstate(all="ignore"):
-        values: Float32 = dequantize(rows, GGMLQuantizationType[tensor.kind])
-    return values.astype(np.float32, copy=False).reshape(tensor.shape)
+        try:
+            values: Float32 = dequantize(rows, GGMLQuantizationType[tensor.kind])
+        except NotImplementedError:
+            raise Incompatible(
+                f"tensor {shown(tensor.name)} has type {tensor.kind}, which holds no weights; "
+                "use another quantization of this model"
+            ) from None
+    return values
 
 
 def _q4_0(raw: NDArray[np.uint8]) -> Blocks:

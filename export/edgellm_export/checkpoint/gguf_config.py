@@ -50,7 +50,7 @@ ARCHITECTURES = {
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", {**_LAYER, **_HEAD_NORMS}),
 }
 ROPE_FACTORS = "rope_freqs.weight"
-_NAME = re.compile(r"(?:blk\.(\d{1,5})\.)?([a-z0-9_]+)\.(weight|bias)")
+_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,4})\.)?([a-z0-9_]+)\.(weight|bias)")
 # What every model with "llama3" rope scaling up to 3.3 uses; the file only has the result.
 _LLAMA3 = {
     "low_freq_factor": 1.0,
