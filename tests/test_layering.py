@@ -19,18 +19,19 @@ PACKAGES = {"edgellm": ROOT / "edgellm", "edgellm_export": ROOT / "export" / "ed
 FLOORS = {
     "edgellm.errors": 0,
     "edgellm.stream": 1,
+    "edgellm.settings": 1,
     "edgellm.bundle": 2,
     "edgellm.runtime": 3,
     "edgellm.device": 3,
-    "edgellm.runtime.local": 4,
     "edgellm.hub": 4,
-    "edgellm.routing": 5,
-    "edgellm.server": 6,
-    "edgellm.batch": 6,
-    "edgellm.bench": 6,
-    "edgellm": 7,  # the facade: names that load on first use
-    "edgellm.cli": 8,
-    "edgellm.__main__": 9,
+    "edgellm.runtime.local": 5,  # above the hub: load() takes a reference
+    "edgellm.routing": 6,
+    "edgellm.server": 7,
+    "edgellm.batch": 7,
+    "edgellm.bench": 7,
+    "edgellm": 8,  # the facade: names that load on first use
+    "edgellm.cli": 9,
+    "edgellm.__main__": 10,
 }
 
 # What the exporter may take from the runtime: vocabulary, never behaviour.
