@@ -23,7 +23,7 @@ _WHOLE = {
 
 
 def check_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The same mapping with `num_key_value_heads`, `head_dim` and `rope_theta` filled in.
+    """The same mapping with `num_key_value_heads`, `head_dim` and the `rope_…` keys filled in.
 
     Corrupt or Incompatible names the key that cannot be; `where` opens the message.
     """
@@ -75,17 +75,31 @@ def _decimal(config: Mapping[str, Any], key: str, where: str, low: float, high: 
 
 
 def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`, which transformers 5 writes as one `rope_parameters`."""
+    """`rope_theta` and `rope_scaling` (None or with `rope_type`), as transformers 4 writes them.
+
+    transformers 5 writes both as one `rope_parameters`.
+    """
     both = config.get("rope_parameters")
-    if both is None:
-        return {"rope_theta": config.get("rope_theta") or 10000.0}
-    if not isinstance(both, dict):
-        _fail(where, "rope_parameters", config, "a mapping")
-    found = {"rope_theta": both.get("rope_theta", config.get("rope_theta", 10000.0))}
-    rest = {key: value for key, value in both.items() if key != "rope_theta"}
-    if rest.get("rope_type", "default") != "default":
-        found["rope_scaling"] = rest
-    return found
+    scaling = config.get("rope_scaling") if both is None else both
+    if not isinstance(scaling, dict | None):
+        _fail(where, "rope_scaling" if both is None else "rope_parameters", config, "a mapping")
+    rest = dict(scaling or {})
+    found = {"rope_theta": rest.pop("rope_theta", None) or config.get("rope_theta") or 10000.0}
+    if "partial_rotary_factor" in rest:
+        found["partial_rotary_factor"] = rest.pop("partial_rotary_factor")
+    kind = rest.pop("rope_type", None) or rest.pop("type", None) or "default"
+    rest.pop("type", None)
+    for key, value in rest.items():
+        _scaling_number(key, value, where)
+    return found | {"rope_scaling": None if kind == "default" else {"rope_type": kind, **rest}}
+
+
+def _scaling_number(key: str, value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        raise Incompatible(f"{where}: rope_parameters differ by layer, which cannot be read")
+    for one in value if isinstance(value, list) else [value]:
+        if type(one) in (int, float) and not 0 < one < 1e12:
+            raise Corrupt(f"{where}: rope scaling {shown(key)} cannot be {shown(one)}; {AGAIN}")
 
 
 def _names(config: Mapping[str, Any], where: str) -> None:

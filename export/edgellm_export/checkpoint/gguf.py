@@ -17,6 +17,7 @@ from edgellm_export.checkpoint import gguf_config as words
 from edgellm_export.checkpoint import gguf_file as container
 from edgellm_export.checkpoint.config import check_config
 from edgellm_export.checkpoint.mapped import AGAIN
+from edgellm_export.checkpoint.shapes import check_shapes
 from edgellm_export.weights import Blocks, Dense, Weight
 
 
@@ -31,6 +32,8 @@ class GgufCheckpoint:
         self.config: Mapping[str, Any] = check_config(
             words.config(self._file, self._architecture), str(path)
         )
+        shapes = {ours: self._file.tensors[theirs].shape for ours, theirs in self._names.items()}
+        check_shapes(self.config, shapes, str(path))
         licence = self._file.metadata.get("general.license")
         self.licence = licence if isinstance(licence, str) else None
         self.notices = _notices(self._file)
@@ -47,9 +50,9 @@ class GgufCheckpoint:
         if not self._architecture.permuted or ".self_attn." not in name:
             return weight
         if ".q_proj." in name:
-            return self._unpermuted(name, weight, self.config["num_attention_heads"])
+            return _unpermuted(weight, self.config["num_attention_heads"])
         if ".k_proj." in name:
-            return self._unpermuted(name, weight, self.config["num_key_value_heads"])
+            return _unpermuted(weight, self.config["num_key_value_heads"])
         return weight
 
     def text_files(self) -> TextFiles:
@@ -57,16 +60,12 @@ class GgufCheckpoint:
 
         return build_text_files(self._file.metadata)
 
-    def _unpermuted(self, name: str, weight: Weight, heads: int) -> Weight:
-        rows = heads * int(self.config["head_dim"])
-        if weight.shape[0] != rows:
-            raise Corrupt(
-                f"{self.path}: {name} has {weight.shape[0]} rows and the heads need {rows}; {AGAIN}"
-            )
-        index = half_split_order(rows, heads)
-        if isinstance(weight, Blocks):
-            return weight.rows(index)
-        return Dense(weight.shape, weight.dtype, lambda: weight.numpy()[index])
+
+def _unpermuted(weight: Weight, heads: int) -> Weight:
+    index = half_split_order(weight.shape[0], heads)
+    if isinstance(weight, Blocks):
+        return weight.rows(index)
+    return Dense(weight.shape, weight.dtype, lambda: weight.numpy()[index])
 
 
 def half_split_order(rows: int, heads: int) -> NDArray[np.intp]:

@@ -21,6 +21,7 @@ from edgellm_export.checkpoint.folder import (
     read_text,
 )
 from edgellm_export.checkpoint.mapped import AGAIN, all_finite, shown, widen_bfloat16
+from edgellm_export.checkpoint.shapes import check_shapes
 from edgellm_export.weights import Dense, Float32, Weight
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -44,6 +45,8 @@ class SafetensorsCheckpoint:
         self._files = _files(folder)
         tied = {"tie_word_embeddings": "lm_head.weight" not in self._files}
         self.config: Mapping[str, Any] = check_config(tied | raw, str(folder / "config.json"))
+        shapes = {name: file.tensors[name].shape for name, file in self._files.items()}
+        check_shapes(self.config, shapes, str(folder))
         self.licence = _licence(folder)
 
     def names(self) -> frozenset[str]:

@@ -1,0 +1,60 @@
+"""Do the tensors have the sizes that the config promises? Asked once, before anything is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from edgellm.errors import Corrupt
+from edgellm_export.checkpoint.mapped import AGAIN, shown
+
+_NAME = re.compile(r"(?:model\.layers\.([0-9]{1,5})\.)?(\w+(?:\.\w+)*)\.(weight|bias)", re.ASCII)
+
+
+def check_shapes(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Corrupt names the first tensor that contradicts the config; unknown names pass.
+
+    The names are those of decoders in the manner of Llama; an architecture that uses them with
+    other sizes needs a row of its own.
+    """
+    expected = _expected(config)
+    for name, shape in shapes.items():
+        match = _NAME.fullmatch(name)
+        if match is None:
+            continue
+        layer, stem, kind = match.groups()
+        if layer is not None and int(layer) >= config["num_hidden_layers"]:
+            raise Corrupt(
+                f"{where}: tensor {shown(name)} is beyond the {config['num_hidden_layers']} layers "
+                f"that its config promises; {AGAIN}"
+            )
+        right = expected.get(("layer." if layer is not None else "") + stem)
+        if right is not None and shape != (right if kind == "weight" else right[:1]):
+            raise Corrupt(
+                f"{where}: tensor {shown(name)} has shape {shown(shape)} and its config promises "
+                f"{right if kind == 'weight' else right[:1]}; {AGAIN}"
+            )
+
+
+def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    query, key = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    return {
+        "model.embed_tokens": (config["vocab_size"], hidden),
+        "model.norm": (hidden,),
+        "lm_head": (config["vocab_size"], hidden),
+        "layer.input_layernorm": (hidden,),
+        "layer.post_attention_layernorm": (hidden,),
+        "layer.self_attn.q_proj": (query, hidden),
+        "layer.self_attn.k_proj": (key, hidden),
+        "layer.self_attn.v_proj": (key, hidden),
+        "layer.self_attn.o_proj": (hidden, query),
+        "layer.self_attn.q_norm": (head,),
+        "layer.self_attn.k_norm": (head,),
+        "layer.mlp.gate_proj": (inner, hidden),
+        "layer.mlp.up_proj": (inner, hidden),
+        "layer.mlp.down_proj": (hidden, inner),
+    }
