@@ -23,8 +23,10 @@ BOUNDARY = 1e-5
 
 
 def softmax(values: Sequence[float], temperature: float = 1.0) -> list[float]:
-    weights = [math.exp((v - max(values)) / temperature) for v in values]
-    return [w / math.fsum(weights) for w in weights]
+    best = max(values)
+    weights = [math.exp((v - best) / temperature) for v in values]
+    total = math.fsum(weights)
+    return [w / total for w in weights]
 
 
 def reference(logits: Float32, s: Sampling) -> list[int]:
