@@ -137,7 +137,7 @@ def test_text_leaves_as_soon_as_it_cannot_be_a_stop_string() -> None:
 
 
 def test_held_text_is_flushed_when_the_tokens_end() -> None:
-    found, matched = collect(read(Tokens(2).run(), [b"ab", b"\nU"]), ("\nUser",))
+    found, matched = collect(read(Tokens(2).run(), [b"ab", b"\nU"], ["\nUser"]))
     assert [delta.text for delta in found] == ["ab", "\nU"]
     assert [token.token_id for delta in found for token in delta.logprobs] == [0, 1]
     assert matched is None
@@ -155,9 +155,8 @@ def test_half_a_character_at_the_end_is_shown_as_a_replacement() -> None:
 
 def test_nothing_is_pulled_after_a_stop_string_and_the_tokens_are_closed() -> None:
     source = Tokens(9)
-    found, matched = collect(
-        deltas(source.run(), Bytes([b"a", b"b<", b"/s>c"] + [b"d"] * 6), ["</s>"])
-    )
+    pieces = [b"a", b"b<", b"/s>c", *[b"d"] * 6]
+    found, matched = collect(read(source.run(), pieces, ["</s>"]))
     assert (matched, source.pulled, source.closed) == ("</s>", 3, True)
     assert [delta.text for delta in found] == ["a", "b"]
     assert [token.token_id for delta in found for token in delta.logprobs] == [0, 1]
