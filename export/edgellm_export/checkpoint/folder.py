@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ CONFIG_LIMIT_BYTES = 4 << 20
 # The largest published tokenizer.json has 33 MB (262,144 tokens).
 TOKENIZER_LIMIT_BYTES = 128 << 20
 
+_FILE_NAME = re.compile(r"[A-Za-z0-9_.+ -]{1,200}")
+
 
 def inside(folder: Path, name: str) -> Path:
     """The path of a file directly in `folder`; Corrupt if the name or a link leads elsewhere.
@@ -21,8 +24,10 @@ def inside(folder: Path, name: str) -> Path:
     models--X/snapshots/REVISION holds links into models--X/blobs.
     """
     path = folder / name
-    if name in ("", ".", "..") or any(character in name for character in "/\\:\0"):
-        raise Corrupt(f"{folder}: file name {shown(name)} leaves the folder; refuse this model")
+    if name in (".", "..") or not _FILE_NAME.fullmatch(name):
+        raise Corrupt(
+            f"{folder}: file name {shown(name)} is not a plain name in this folder; refuse it"
+        )
     if path.is_symlink():
         home = folder.resolve()
         allowed = (

@@ -28,9 +28,9 @@ from edgellm_export.checkpoint.mapped import AGAIN, map_file, shown
 
 HEADER_BYTES = 24
 # Far above any real file (vocabularies reach 262,144, merges 600,000), far below what hurts.
-METADATA_LIMIT_BYTES = 256 << 20
+METADATA_LIMIT_BYTES = 128 << 20
 METADATA_LIMIT_KEYS = 1 << 16
-METADATA_LIMIT_ELEMENTS = 1 << 23
+METADATA_LIMIT_ELEMENTS = 1 << 22
 TENSOR_LIMIT = 1 << 17
 ALIGNMENT_LIMIT_BYTES = 1 << 16
 DIMENSIONS_LIMIT = 4  # GGML_MAX_DIMS

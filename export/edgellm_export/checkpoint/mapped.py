@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import reprlib
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ def map_file(path: Path, smallest_bytes: int, kind: str) -> mmap.mmap:
 
     The mapping costs no memory until a page is read, and the system may drop its pages again.
     """
-    if not path.exists():
-        raise NotFound(f"{path} does not exist; check the path")
-    if not path.is_file():
-        raise Corrupt(f"{path} is not a file, so it cannot be read as {kind}; name the file itself")
     try:
+        if not path.exists():
+            raise NotFound(f"{path} does not exist; check the path")
+        if not path.is_file():
+            raise Corrupt(f"{path} is not a file, so it is not {kind}; name the file itself")
         with path.open("rb") as file:
             size = file.seek(0, 2)
             if size < smallest_bytes:
@@ -34,10 +35,12 @@ def map_file(path: Path, smallest_bytes: int, kind: str) -> mmap.mmap:
         ) from error
 
 
-def shown(text: object) -> str:
-    """A name out of a foreign file, safe for a one-line message."""
-    whole = repr(text)
-    return whole if len(whole) <= 80 else f"{whole[:77]}..."
+def shown(value: object) -> str:
+    """Something out of a foreign file, short and safe for a one-line message."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 70, 70
+    text = short.repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def all_finite(path: Path, name: str, values: NDArray[np.floating]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgellm.errors import Incompatible, NotFound
+from edgellm.errors import Incompatible, NotFound, StorageFailed
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.checkpoint.gguf import GgufCheckpoint
 from edgellm_export.checkpoint.safetensors import INDEX, SINGLE, SafetensorsCheckpoint
@@ -17,6 +17,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     NotFound and Incompatible say what is missing or why it is refused.
     """
+    try:
+        return _open(path)
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot read {path}: {error.strerror}; check the permissions"
+        ) from error
+
+
+def _open(path: Path) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path)
     if not path.exists():
