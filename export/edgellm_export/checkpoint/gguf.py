@@ -35,7 +35,7 @@ class GgufCheckpoint:
         shapes = {ours: self._file.tensors[theirs].shape for ours, theirs in self._names.items()}
         check_shapes(self.config, shapes, str(path))
         licence = self._file.metadata.get("general.license")
-        self.licence = licence if isinstance(licence, str) else None
+        self.licence = licence[:80] if isinstance(licence, str) else None
         self.notices = _notices(self._file)
 
     def names(self) -> frozenset[str]:
