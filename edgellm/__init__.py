@@ -1,0 +1,89 @@
+"""edgellm: small language models on the machine in front of you.
+
+    import edgellm
+    with edgellm.load("smollm2-135m") as model:
+        for event in model.stream(edgellm.Request.user("Hello")): ...
+
+Importing does nothing: each name is looked up in its module when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgellm.errors import EdgellmError
+    from edgellm.runtime.local import load
+    from edgellm.runtime.options import LoadOptions
+    from edgellm.stream import (
+        Backend,
+        Completion,
+        Delta,
+        Done,
+        Event,
+        Message,
+        Request,
+        Sampling,
+        Start,
+        complete,
+    )
+
+    __version__: str
+
+_MODULES = {
+    "EdgellmError": "edgellm.errors",
+    "LoadOptions": "edgellm.runtime.options",
+    "load": "edgellm.runtime.local",
+    "Backend": "edgellm.stream",
+    "Completion": "edgellm.stream",
+    "Delta": "edgellm.stream",
+    "Done": "edgellm.stream",
+    "Event": "edgellm.stream",
+    "Message": "edgellm.stream",
+    "Request": "edgellm.stream",
+    "Sampling": "edgellm.stream",
+    "Start": "edgellm.stream",
+    "complete": "edgellm.stream",
+}
+
+__all__ = [
+    "Backend",
+    "Completion",
+    "Delta",
+    "Done",
+    "EdgellmError",
+    "Event",
+    "LoadOptions",
+    "Message",
+    "Request",
+    "Sampling",
+    "Start",
+    "__version__",
+    "complete",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
+    if name not in _MODULES:
+        raise AttributeError(f"module 'edgellm' has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("edgellm")
+    except PackageNotFoundError:
+        # Run from a checkout that was not installed.
+        return "0+checkout"

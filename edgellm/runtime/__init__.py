@@ -1,0 +1,1 @@
+"""Running a bundle: session, cache, decoding, the local backend."""
