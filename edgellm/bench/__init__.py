@@ -1,0 +1,1 @@
+"""Measuring what a bundle does: speed and quality."""
