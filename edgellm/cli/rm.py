@@ -30,7 +30,7 @@ def command(models: tuple[str, ...], yes: bool, as_json: bool) -> None:
     store = Store(settings.current().home_folder())
     names = list(dict.fromkeys(stored_name(model, store) for model in models))
     if not yes:
-        if not sys.stdin.isatty():
+        if not has_terminal():
             raise UsageError("rm asks before it removes; without a terminal say --yes")
         if not click.confirm(f"Remove {', '.join(names)}?", err=True):
             return
@@ -40,6 +40,11 @@ def command(models: tuple[str, ...], yes: bool, as_json: bool) -> None:
     else:
         for name, size_bytes in freed.items():
             click.echo(f"removed {name}, {size_bytes / 1e6:.1f} MB freed")
+
+
+def has_terminal() -> bool:
+    """Whether somebody is there to be asked."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def stored_name(model: str, store: Store) -> str:

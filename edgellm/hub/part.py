@@ -21,7 +21,8 @@ from edgellm.hub.disk import CHUNK_BYTES, megabytes, storage_errors, sync_folder
 class Part:
     """Use in a `with` block; `length` and `sha256` describe what is on disk now."""
 
-    def __init__(self, target: Path, url: str) -> None:
+    def __init__(self, target: Path, url: str | None) -> None:
+        """`url` None: the bytes come from this disk, so a failed attempt is not worth keeping."""
         self.target = target
         self.path = target.with_name(target.name + ".part")
         self.url = url
@@ -33,6 +34,8 @@ class Part:
     def __enter__(self) -> Part:
         with storage_errors(self.path):
             self._file: BinaryIO = self.path.open("ab+", buffering=0)
+        if self.url is None:
+            self.restart()
         return self
 
     def __exit__(
@@ -42,6 +45,8 @@ class Part:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+        if error is not None and self.url is None:
+            self.discard()
 
     @property
     def sha256(self) -> str:
@@ -87,7 +92,8 @@ class Part:
         """Adds `chunk`; StorageFailed when the disk is full, and what is there stays."""
         view = memoryview(chunk)
         while view:
-            with storage_errors(self.path, f"; {megabytes(self.length)} are kept, to be resumed"):
+            kept = f"; {megabytes(self.length)} are kept, to be resumed" if self.url else ""
+            with storage_errors(self.path, kept):
                 written = self._file.write(view) or 0
             self._hash.update(view[:written])
             self.length += written

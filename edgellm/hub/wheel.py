@@ -60,13 +60,11 @@ def _copy(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, expected: SourceRow, meter: Meter
 ) -> str:
     need_space(target, info.file_size)
-    with Part(target, "") as part, archive.open(info) as source:
-        part.restart()
+    with Part(target, None) as part, archive.open(info) as source:
         while chunk := source.read(CHUNK_BYTES):
             part.append(chunk)
             meter(part.length)
         if part.length != info.file_size:
-            part.discard()
             raise Corrupt(f"{info.filename!r} in {archive.filename} is shorter than it claims")
         if expected.sha256 is not None:
             part.require(expected.sha256, f"{info.filename} in {Path(archive.filename or '').name}")
