@@ -164,6 +164,7 @@ def test_every_window_of_a_text_starts_as_the_model_expects() -> None:
     found = quality.text_windows("abcdefgh" * 5, Scope(12, 9), [Table(random_table(6), bos=[39])])
     assert {w.ids[0] for w in found} == {39}
     assert {(w.first, len(w.ids)) for w in found} == {(5, 9)}
+    assert [i for w in found for i in w.ids[1:]] == Table(random_table(6)).encode("abcdefgh" * 3)
 
 
 def test_a_short_text_and_a_different_tokenizer_are_refused() -> None:

@@ -115,6 +115,15 @@ def test_draws_at_both_ends_give_the_best_and_the_last_token() -> None:
     assert shortlist.draw(1 - 2**-53) == 0
 
 
+def test_the_last_draw_never_gives_a_token_without_probability() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        logits = (rng.standard_normal(400) * 60).astype(np.float32)
+        logits[rng.random(400) < 0.5] = -np.inf
+        shortlist = make_shortlist(Sampling(temperature=1.0))(logits, ())
+        assert logits.max() - logits[shortlist.draw(1 - 2**-53)] < 104  # exp(-104) is 0 in float32
+
+
 def test_sampling_follows_the_distribution() -> None:
     logits = np.log(np.float32([0.5, 0.3, 0.2]))
     sample = make_sampler(Sampling(temperature=1.0, seed=7))
@@ -233,6 +242,14 @@ def test_penalties_equal_a_naive_loop_over_the_window(
     penalise = make_penalties(s)
     found = np.float32(values) if penalise is None else penalise(np.float32(values), context)
     assert found.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_a_window_of_zero_is_the_whole_context() -> None:
+    context = (0, *[1] * 5000)
+    everywhere = make_sampler(Sampling(presence_penalty=1.0, penalty_window=0))
+    nearby = make_sampler(Sampling(presence_penalty=1.0, penalty_window=4999))
+    logits = np.float32([2, 1.5, 1.2])
+    assert (everywhere(logits, context), nearby(logits, context)) == (2, 0)
 
 
 def test_neutral_penalties_are_left_out_of_the_chain() -> None:

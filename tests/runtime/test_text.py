@@ -69,7 +69,7 @@ def naive(text: str, stop: Sequence[str]) -> tuple[str, str | None]:
 
 
 # Few characters of one to four bytes, so that stop strings overlap themselves and each other.
-alphabet = st.sampled_from("ab\n€é😀")
+alphabet = st.sampled_from("aab€😀")
 texts = st.text(alphabet, max_size=30)
 stops = st.lists(st.text(alphabet, min_size=1, max_size=5), max_size=4, unique=True)
 
@@ -136,6 +136,20 @@ def test_text_leaves_as_soon_as_it_cannot_be_a_stop_string() -> None:
     assert gate.push("more") == gate.release() == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "stop", "before", "matched"),
+    [
+        ("xaaab", ["aab"], "xa", "aab"),  # the match begins inside a failed one
+        ("xabcd", ["cd", "bcd", "abce"], "xa", "bcd"),  # two end together: the longest
+        ("xabcd", ["abcd", "bc"], "xa", "bc"),  # the one that is complete first
+    ],
+)
+def test_which_stop_string_wins(text: str, stop: list[str], before: str, matched: str) -> None:
+    for gate, pieces in ((StopGate(stop), [text]), (StopGate(stop), list(text))):
+        assert "".join(gate.push(piece) for piece in pieces) == before
+        assert gate.matched == matched
+
+
 def test_held_text_is_flushed_when_the_tokens_end() -> None:
     found, matched = collect(read(Tokens(2).run(), [b"ab", b"\nU"], ["\nUser"]))
     assert [delta.text for delta in found] == ["ab", "\nU"]
@@ -156,7 +170,8 @@ def test_half_a_character_at_the_end_is_shown_as_a_replacement() -> None:
 def test_nothing_is_pulled_after_a_stop_string_and_the_tokens_are_closed() -> None:
     source = Tokens(9)
     pieces = [b"a", b"b<", b"/s>c", *[b"d"] * 6]
-    found, matched = collect(read(source.run(), pieces, ["</s>"]))
+    tokens = source.run()
+    found, matched = collect(read(tokens, pieces, ["</s>"]))
     assert (matched, source.pulled, source.closed) == ("</s>", 3, True)
     assert [delta.text for delta in found] == ["a", "b"]
     assert [token.token_id for delta in found for token in delta.logprobs] == [0, 1]
@@ -164,7 +179,8 @@ def test_nothing_is_pulled_after_a_stop_string_and_the_tokens_are_closed() -> No
 
 def test_nothing_is_pulled_before_it_is_asked_for_and_closing_closes_the_tokens() -> None:
     source = Tokens(9)
-    stream = read(source.run(), [b"x"] * 9)
+    tokens = source.run()  # a name of its own, so that only `deltas` can have closed it
+    stream = read(tokens, [b"x"] * 9)
     assert source.pulled == 0
     next(stream)
     assert (source.pulled, source.closed) == (1, False)
