@@ -139,7 +139,8 @@ def _invoke(arguments: list[str], debug: Debug) -> int:
     try:
         with cli.make_context("edgellm", arguments, obj=debug) as ctx:
             cli.invoke(ctx)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.Exit as error:
         return error.exit_code
     return 0

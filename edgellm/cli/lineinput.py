@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
+from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
@@ -21,7 +23,8 @@ from prompt_toolkit.output import create_output
 from edgellm.cli.repl import is_open
 from edgellm.cli.slash import COMMANDS, PARAMETERS
 
-PROMPT = ">>> "
+# The empty line sets a question apart from the answer before it.
+PROMPT = "\n>>> "
 CONTINUED = "... "
 WITH_PATH = ("/read", "/load", "/save")
 
@@ -31,7 +34,7 @@ def person(history: History) -> Callable[[], str]:
     session: PromptSession[str] = PromptSession(
         message=[("bold", PROMPT)],
         prompt_continuation=CONTINUED,
-        placeholder=[("ansibrightblack", "Ask something, or /help")],
+        placeholder=_placeholder,
         history=history,
         completer=SlashCompleter(),
         complete_while_typing=False,
@@ -41,6 +44,11 @@ def person(history: History) -> Callable[[], str]:
         output=create_output(always_prefer_tty=True),
     )
     return session.prompt
+
+
+def _placeholder() -> StyleAndTextTuples:
+    # A prompt that was left keeps no trace of it on the screen.
+    return [] if get_app().is_done else [("ansibrightblack", "Ask something, or /help")]
 
 
 def _keys() -> KeyBindings:

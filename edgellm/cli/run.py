@@ -153,7 +153,5 @@ def _stdin() -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        message = (
-            f"stdin is not valid UTF-8 at byte {error.start}; convert it, for example by iconv"
-        )
+        message = f"stdin is not valid UTF-8 at byte {error.start}; convert it, as iconv does"
         raise UsageError(message) from error

@@ -7,13 +7,14 @@ shown as symbols; a pipe gets the answer as it is.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
 
 import click
 
-from edgellm.stream import Done, Placement, TokenLogprob
+from edgellm.stream import Done, TokenLogprob
 
 # Unicode has a picture for each C0 control (U+2400..); C1 controls and DEL have none.
 PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
@@ -44,14 +45,15 @@ class Screen:
 
     def answer(self, text: str) -> None:
         """A piece of the answer, visible at once."""
-        if not text:
+        if not text or sys.stdout is None:
             return
         if self._shown:
             text = text.replace("\r\n", "\n").translate(PICTURES)
+        # Before the text is out: a Ctrl-C may come right after it.
+        self._at_line_start = text.endswith("\n")
         # Not click.echo, which would take escape sequences out of a piped answer.
         sys.stdout.write(text)
         sys.stdout.flush()
-        self._at_line_start = text.endswith("\n")
 
     def end_line(self) -> None:
         """The next thing printed starts on a line of its own."""
@@ -71,33 +73,31 @@ class Screen:
 
 
 def statistics(done: Done) -> str:
-    """What an answer cost, in one line, or two when the memory was measured."""
+    """What an answer cost: a line each for tokens, time, placement and memory, where known."""
     usage, timings = done.usage, done.timings
-    cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
-    parts = [
-        f"{usage.prompt_tokens} prompt tokens{cached}",
-        f"{usage.completion_tokens} answer tokens",
-        f"load {timings.load_ms:.0f} ms",
-        f"first token {timings.first_token_ms:.0f} ms",
-        f"prefill {timings.prefill_tokens_per_s:.0f} tokens/s",
-        f"decode {timings.decode_tokens_per_s:.1f} tokens/s",
+    cached = f" ({usage.cached_tokens} of them cached)" if usage.cached_tokens else ""
+    lines = [
+        f"tokens   {usage.prompt_tokens} in the prompt{cached}, {usage.completion_tokens} answered",
+        f"time     load {timings.load_ms:.0f} ms, first token {timings.first_token_ms:.0f} ms",
+        f"speed    prefill {_rate(timings.prefill_tokens_per_s)}, "
+        f"decode {_rate(timings.decode_tokens_per_s)}",
     ]
-    lines = [" · ".join(parts)]
-    where = [f"{name} {part.weight_share:.0%} of the weights" for name, part in _by_share(done)]
+    if done.placement:
+        ranked = sorted(done.placement.items(), key=lambda item: -item[1].weight_share)
+        shares = [f"{name} {part.weight_share:.0%} of the weights" for name, part in ranked]
+        lines.append(f"placed   {', '.join(shares)}")
     if done.memory is not None:
-        where += [
-            f"weights {done.memory.weights_mb:.0f} MB",
-            f"KV cache {done.memory.kv_mb:.0f} MB",
-            f"peak memory {done.memory.peak_rss_mb:.0f} MB"
-            f" (predicted {done.memory.predicted_mb:.0f} MB)",
-        ]
-    if where:
-        lines.append(" · ".join(where))
+        memory = done.memory
+        lines.append(
+            f"memory   weights {memory.weights_mb:.0f} MB, KV cache {memory.kv_mb:.0f} MB, "
+            f"peak {memory.peak_rss_mb:.0f} MB (predicted {memory.predicted_mb:.0f} MB)"
+        )
     return "\n".join(lines)
 
 
-def _by_share(done: Done) -> list[tuple[str, Placement]]:
-    return sorted(done.placement.items(), key=lambda item: -item[1].weight_share)
+def _rate(tokens_per_s: float) -> str:
+    # One token has no rate: nothing came after the first.
+    return f"{tokens_per_s:.1f} tokens/s" if math.isfinite(tokens_per_s) else "not measurable"
 
 
 def logprob_table(tokens: list[TokenLogprob]) -> str:
