@@ -120,6 +120,8 @@ def _make(
             try:
                 fetched = fetch(row, store.downloads(key), progress)
             except NotFound as error:
+                if len(wanted.rows) == 1:
+                    raise
                 failures.append(f"{row.reference}: {error}")
                 if position + 1 < len(wanted.rows):
                     following = wanted.rows[position + 1].reference
