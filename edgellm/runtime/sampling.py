@@ -13,6 +13,7 @@ import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,9 @@ HEAD = 256
 # (V 49,152 and 262,144, normal logits); what lies deeper than 32 nats has no weight in float32.
 BUCKETS_PER_NAT = 64
 BUCKETS = 32 * BUCKETS_PER_NAT
+# bincount makes two copies of 8 bytes a token. In parts they stay in the cache; whole, fetching
+# fresh memory for them costs more than counting (V 262,144: 3.5 ms against 0.6 ms, x86-64 Linux).
+PART = 1 << 14
 # float32 knows no smaller normal number; with it as a divisor, only the best token is left.
 COLDEST = float(np.finfo(np.float32).tiny)
 
@@ -113,9 +117,17 @@ def make_shortlist(s: Sampling) -> Callable[[Float32, Sequence[int]], Shortlist]
         for cut in cuts:
             stay = cut(left)
             left, ids = left[stay], stay if ids is None else ids[stay]
-        return Shortlist(np.arange(left.size) if ids is None else ids, left, s.temperature)
+        return Shortlist(_all_ids(left.size) if ids is None else ids, left, s.temperature)
 
     return shortlist
+
+
+@lru_cache(maxsize=2)
+def _all_ids(size: int) -> Index:
+    """0, 1, … size - 1, made once: 2 ms at V 262,144."""
+    ids = np.arange(size)
+    ids.flags.writeable = False
+    return ids
 
 
 def logprobs(
@@ -126,7 +138,7 @@ def logprobs(
     Of the logits (V,) as they are: no temperature, no cuts.
     """
     peak = float(logits[_best(logits, ())])
-    log_total = peak + math.log(np.exp(-_depth(logits, 1.0)).sum(dtype=np.float64))
+    log_total = peak + math.log(_weights(_depth(logits, 1.0)).sum(dtype=np.float64))
     rivals: Sequence[int] = ()
     if top:
         pool = np.flatnonzero(logits >= _floor(logits, top))
@@ -158,8 +170,17 @@ def _best(logits: Float32, context_ids: Sequence[int]) -> int:
 def _depth(logits: Float32, temperature: float) -> Float32:
     """How many nats each token lies below the best one: 0 or more, inf when forbidden."""
     with np.errstate(over="ignore"):  # a distance beyond float32 is inf, whose weight is 0
-        depth: Float32 = (logits.max() - logits) / np.float32(max(temperature, COLDEST))
+        depth: Float32 = logits.max() - logits
+        if temperature != 1:
+            depth /= np.float32(max(temperature, COLDEST))
     return depth
+
+
+def _weights(depth: Float32) -> Float32:
+    """Probabilities up to a factor: 1 for the best token."""
+    # In place, here and below: at V 262,144 every new array costs as much as the arithmetic.
+    weights = np.negative(depth)
+    return np.exp(weights, out=weights)
 
 
 def _top_k(k: int) -> Cut:
@@ -213,18 +234,28 @@ def _crossing(logits: Float32, temperature: float, share: float) -> int:
     Only the neighbourhood of the answer is ever sorted: the best few, or else one bucket.
     """
     depth = _depth(logits, temperature)
-    weights = np.exp(-depth)
+    weights = _weights(depth)
     mass = share * float(weights.sum(dtype=np.float64))
     pool = np.flatnonzero(logits >= _floor(logits, HEAD))
     if float(weights[pool].sum(dtype=np.float64)) < mass:
-        buckets = np.minimum(depth * np.float32(BUCKETS_PER_NAT), BUCKETS - 1).astype(np.int32)
-        sums = np.cumsum(np.bincount(buckets, weights))
+        sums = _histogram(depth, weights)
         # Rounding may leave the last sum below the mass.
-        found = min(int(np.searchsorted(sums, mass)), int(buckets.max()))
-        pool = np.flatnonzero(buckets == found)
+        found = min(int(np.searchsorted(sums, mass)), int(depth.max()))
+        pool = np.flatnonzero((depth >= found) & (depth < found + 1))
         mass -= float(sums[found - 1]) if found else 0.0
     order = _sorted(logits, pool)
     sums = np.cumsum(weights[order], dtype=np.float64)
     # The same rounding; a token of weight 0 is still never taken while there is a better one.
     last = max(int(np.count_nonzero(weights[order])) - 1, 0)
     return int(order[min(int(np.searchsorted(sums, mass)), last)])
+
+
+def _histogram(depth: Float32, weights: Float32) -> NDArray[np.float64]:
+    """Cumulative weights of the buckets; `depth` is turned into buckets, with a fraction."""
+    depth *= np.float32(BUCKETS_PER_NAT)
+    np.minimum(depth, np.float32(BUCKETS - 1), out=depth)
+    sums = np.zeros(BUCKETS)
+    for start in range(0, depth.size, PART):
+        part = slice(start, start + PART)
+        sums += np.bincount(depth[part].astype(np.intp), weights[part], BUCKETS)
+    return np.cumsum(sums)
