@@ -5,8 +5,12 @@ prompt_toolkit is imported here and nowhere else, and this module by `chat` on a
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -20,6 +24,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
+from edgellm.cli import Terminated
 from edgellm.cli.repl import is_open
 from edgellm.cli.slash import COMMANDS, PARAMETERS
 
@@ -43,7 +48,23 @@ def person(history: History) -> Callable[[], str]:
         # The prompt is not an answer: it goes to stderr when stdout is a file.
         output=create_output(always_prefer_tty=True),
     )
-    return session.prompt
+
+    def ask() -> str:
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            return session.prompt(pre_run=_leave_on_sigterm)
+        finally:
+            # The event loop took the handler with it when it closed.
+            signal.signal(signal.SIGTERM, before)
+
+    return ask
+
+
+def _leave_on_sigterm() -> None:
+    # An exception raised inside the event loop would be shown there and wait for a key.
+    with suppress(NotImplementedError):
+        leave = partial(get_app().exit, exception=Terminated)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave)
 
 
 def _placeholder() -> StyleAndTextTuples:

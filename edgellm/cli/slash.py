@@ -144,15 +144,15 @@ def _show(chat: Chat, argument: str) -> None:
 def _save(chat: Chat, argument: str) -> None:
     path = _path(argument, "/save")
     save(path, chat.conversation, chat.model.name)
-    chat.screen.note(f"saved {len(chat.conversation.messages) // 2} answers to {path}")
+    chat.screen.note(f"saved {_answers(chat)} to {path}")
 
 
 def _load(chat: Chat, argument: str) -> None:
     path = _path(argument, "/load")
     chat.conversation, model = load(path)
-    chat.screen.note(f"loaded {len(chat.conversation.messages) // 2} answers from {path}")
+    chat.screen.note(f"loaded {_answers(chat)} from {path}")
     if model != chat.model.name:
-        chat.screen.note(f"they were made by {model}; {chat.model.name} goes on")
+        chat.screen.note(f"made with {model}; {chat.model.name} goes on")
 
 
 def _read(chat: Chat, argument: str) -> None:
@@ -161,6 +161,11 @@ def _read(chat: Chat, argument: str) -> None:
     attached = f"{chat.conversation.attached}File {path.name}:\n{text.rstrip()}\n\n"
     chat.conversation = replace(chat.conversation, attached=attached)
     chat.screen.note(f"read {len(text)} characters; they go with your next question")
+
+
+def _answers(chat: Chat) -> str:
+    count = len(chat.conversation.messages) // 2
+    return "1 answer" if count == 1 else f"{count} answers"
 
 
 def _path(argument: str, command: str) -> Path:
