@@ -51,20 +51,22 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0 <= self.temperature <= 100, "in [0, 100]")
-        _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
+        _check("top_k", self.top_k, 0 <= self.top_k < 2**31, "0 (off) or more")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "in [0, 1]")
         _check("repeat_penalty", self.repeat_penalty, 0 < self.repeat_penalty <= 10, "in (0, 10]")
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             _check(name, value, -2 <= value <= 2, "in [-2, 2]")
-        _check("penalty_window", self.penalty_window, self.penalty_window >= 0, "0 (all) or more")
+        window = self.penalty_window
+        _check("penalty_window", window, 0 <= window < 2**31, "0 (all) or more")
         if self.seed is not None:
             _check("seed", self.seed, 0 <= self.seed < 2**64, "in [0, 2**64)")
 
 
 def _check(name: str, value: float, ok: bool, allowed: str) -> None:
-    if not (math.isfinite(value) and ok):
+    # `ok` first: isfinite cannot take an integer beyond the range of a float.
+    if not (ok and math.isfinite(value)):
         raise UsageError(f"{name} must be {allowed}, got {value}")
 
 
@@ -86,7 +88,7 @@ class Request:
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.prompt is not None):
             raise UsageError("a request needs either messages or a raw prompt, not both or neither")
-        _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
+        _check("max_tokens", self.max_tokens, 1 <= self.max_tokens < 2**31, "1 or more")
         if self.logprobs is not None:
             _check("logprobs", self.logprobs, 0 <= self.logprobs <= 20, "in [0, 20]")
         if len(self.stop) > 16 or not all(self.stop):

@@ -135,7 +135,8 @@ def _show(chat: Chat, argument: str) -> None:
     lines.append(f"{'answers':<20}{len(now.messages) // 2}")
     if chat.last is not None:
         used = chat.last.usage
-        lines.append(f"{'tokens so far':<20}{used.prompt_tokens + used.completion_tokens}")
+        depth = used.prompt_tokens + used.completion_tokens
+        lines.append(f"{'last answer used':<20}{depth} tokens of context")
     if now.attached:
         lines.append(f"{'read, not yet sent':<20}{len(now.attached)} characters")
     chat.screen.note("\n".join([*lines, *_parameters(chat)]))

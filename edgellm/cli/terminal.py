@@ -20,6 +20,9 @@ from edgellm.stream import Done, TokenLogprob
 PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
 PICTURES |= dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
 
+# An error may quote what the user typed, which may be a whole file; longer than any path.
+LINE_LIMIT = 5000
+
 
 def one_line(text: str) -> str:
     """`text` on one line and harmless to a terminal."""
@@ -33,7 +36,10 @@ def colour() -> bool | None:
 
 def complain(text: str) -> None:
     """One line on stderr that starts with edgellm's name."""
-    click.echo(f"{click.style('edgellm:', fg='red')} {one_line(text)}", err=True, color=colour())
+    line = one_line(text)
+    if len(line) > LINE_LIMIT:
+        line = f"{line[: LINE_LIMIT // 2]} … {line[-LINE_LIMIT // 2 :]}"
+    click.echo(f"{click.style('edgellm:', fg='red')} {line}", err=True, color=colour())
 
 
 class Screen:
@@ -97,7 +103,7 @@ def statistics(done: Done) -> str:
 
 def _rate(tokens_per_s: float) -> str:
     # One token has no rate: nothing came after the first.
-    return f"{tokens_per_s:.1f} tokens/s" if math.isfinite(tokens_per_s) else "not measurable"
+    return f"{tokens_per_s:.1f} tokens/s" if 0 < tokens_per_s < math.inf else "not measurable"
 
 
 def logprob_table(tokens: list[TokenLogprob]) -> str:

@@ -83,7 +83,11 @@ def test_set_changes_what_the_next_answer_is_asked_with(edgellm: Run) -> None:
 
 def test_show_and_set_list_what_holds(edgellm: Run) -> None:
     result = edgellm("chat", "m", "-s", "sys", stdin=b"one\n/show\n/set\n")
-    for line in ("model               m", "system              sys", "tokens so far       35"):
+    for line in (
+        "model               m",
+        "system              sys",
+        "last answer used    35 tokens of context",
+    ):
         assert line in result.err
     assert result.err.count("temperature         0.2") == 2
 
