@@ -17,7 +17,7 @@ from __future__ import annotations
 
 
 class EdgellmError(Exception):
-    """Base of everything edgellm raises on purpose; `exit_code` is what the command line returns."""
+    """Base of all that edgellm raises on purpose; `exit_code` is what the command line returns."""
 
     exit_code = 1
 

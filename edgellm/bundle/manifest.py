@@ -5,6 +5,7 @@
     ├── Shape       what the runtime must know of the model: layers, kv heads, head width, …
     ├── Graph       name → onnx file, its data file, the kind of inputs it takes
     ├── FileRecord  path → bytes and sha256
+    ├── weight_bytes  what the weights take in memory, see device.memory.WeightBytes
     └── self_check  the report of the comparison made at export
 
 The runtime never asks which model it runs: all it needs is here.
@@ -18,9 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-T = TypeVar("T")
-
 from edgellm.errors import Corrupt, Incompatible
+
+T = TypeVar("T")
 
 FORMAT = 1
 MANIFEST_NAME = "edgellm.json"
@@ -77,6 +78,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     recipe: Mapping[str, Any] = field(default_factory=dict)
     self_check: Mapping[str, Any] = field(default_factory=dict)
+    weight_bytes: Mapping[str, int] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -113,13 +115,14 @@ def parse(raw: Any) -> Manifest:
             files={inside(k): _file(v) for k, v in _typed(raw, "files", dict).items()},
             recipe=_typed(raw, "recipe", dict),
             self_check=_typed(raw, "self_check", dict),
+            weight_bytes=_sizes(_typed({"weight_bytes": {}, **raw}, "weight_bytes", dict)),
         )
     except TypeError as error:
         raise Corrupt(f"a field is missing or unknown: {error}") from error
 
 
 def inside(path: str) -> str:
-    """`path`, known to be relative, with forward slashes and to stay in its folder; else Corrupt."""
+    """`path` if it is relative, with forward slashes, and stays in its folder; else Corrupt."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith(("/", "~")) or "\\" in path or ":" in path or ".." in parts:
         raise Corrupt(f"path {path!r} leaves the bundle's folder; refuse this file")
@@ -141,6 +144,13 @@ def _shape(raw: dict[str, Any]) -> Shape:
         if isinstance(value, int) and not 0 < value < 1 << 48:
             raise Corrupt(f"shape.{key} is {value}, which no model has")
     return shape
+
+
+def _sizes(raw: dict[str, Any]) -> dict[str, int]:
+    names = {"codes", "blocks", "floats", "dense", "largest"}
+    if raw and (raw.keys() != names or any(type(v) is not int or v < 0 for v in raw.values())):
+        raise Corrupt(f"weight_bytes must give {', '.join(sorted(names))} in bytes, got {raw!r}")
+    return raw
 
 
 def _graph(raw: Any) -> Graph:

@@ -73,6 +73,13 @@ class Tokenizer:
             known = self._bytes[token_id] = self._compute_bytes(token_id)
         return known
 
+    def spell(self, token_id: int) -> str:
+        """One token for a person to read: its text, or the name of a special token."""
+        raw = self.token_bytes(token_id)
+        if raw:
+            return raw.decode(errors="replace")
+        return self._inner.id_to_token(token_id) or ""
+
     def token_id(self, token: str) -> int | None:
         """The id of exactly this token, as the vocabulary spells it; None if it has none."""
         return self._inner.token_to_id(token)

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgellm.bundle.manifest import Source
 from edgellm.errors import MissingExtra
 from edgellm.hub.progress import Progress
+from edgellm.stream import Sampling
 
 _NEEDED = ("onnx_ir", "gguf")
 
 
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What to make a bundle of. `precision` None: what suits `source`; `sampling`: what the
+    model's authors recommend, where the source itself does not say."""
+
+    source: Path
+    origin: Source
+    name: str
+    precision: str | None = None
+    sampling: Sampling | None = None
+
+
 class Converter(Protocol):
-    def convert(
-        self, source: Path, out: Path, origin: Source, name: str, precision: str | None
-    ) -> None:
-        """Fills the empty folder `out` with a bundle; `precision` None: what suits `source`."""
+    def convert(self, job: Conversion, out: Path) -> None:
+        """Fills the empty folder `out` with a bundle."""
         ...
 
 
@@ -33,15 +44,21 @@ class Exporter:
             )
         self._progress = progress
 
-    def convert(
-        self, source: Path, out: Path, origin: Source, name: str, precision: str | None
-    ) -> None:
-        recipe = import_module("edgellm_export.recipe").Recipe
-        import_module("edgellm_export.export").export_bundle(
-            source,
-            out,
-            recipe=recipe() if precision is None else recipe(precision=precision),
-            origin=origin,
-            name=name,
-            report=self._progress.notice,
+    def convert(self, job: Conversion, out: Path) -> None:
+        from edgellm_export.pipeline import Job, export_bundle
+        from edgellm_export.recipe import recipe
+
+        chosen = recipe(job.precision or "exact")
+        sampling = generation_keys(job.sampling) if job.sampling else {}
+        export_bundle(
+            Job(job.source, chosen, job.origin, job.name, sampling), out, self._progress.notice
         )
+
+
+def generation_keys(sampling: Sampling) -> dict[str, Any]:
+    """The keys of generation_config.json that say the same, neutral ones left out."""
+    names = {"repeat_penalty": "repetition_penalty"}
+    kept = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+    neutral = asdict(Sampling())
+    given = {k: v for k, v in asdict(sampling).items() if k in kept and v != neutral[k]}
+    return {"do_sample": sampling.temperature > 0} | {names.get(k, k): v for k, v in given.items()}

@@ -17,12 +17,13 @@ from edgellm.bundle.manifest import Source
 from edgellm.errors import NotFound, Refused, StorageFailed, Unreachable, UsageError
 from edgellm.hub import aliases
 from edgellm.hub.aliases import SourceRow
-from edgellm.hub.convert import Converter, Exporter
+from edgellm.hub.convert import Conversion, Converter, Exporter
 from edgellm.hub.disk import explain, is_full, need_space, tree_bytes
 from edgellm.hub.fetch import Fetched, fetch
 from edgellm.hub.progress import Progress
 from edgellm.hub.reference import Alias, LocalRef, Reference, parse, store_name, unique_name
 from edgellm.hub.store import Store
+from edgellm.stream import Sampling
 
 _PRECISION = re.compile(r"[a-z0-9][a-z0-9_]{0,15}")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -48,6 +49,7 @@ class _Wanted:
     rows: tuple[SourceRow, ...] = ()
     path: Path | None = None
     licence: str | None = None
+    sampling: Sampling | None = None
 
 
 def open_bundle(
@@ -99,7 +101,7 @@ def _wanted(reference: str, store: Store, precision: str | None) -> _Wanted:
     name = _with_precision(_base_name(parsed), precision)
     if isinstance(parsed, Alias):
         row = aliases.builtin().lookup(parsed.name, store.names())
-        return _Wanted(name, row.sources, licence=row.licence)
+        return _Wanted(name, row.sources, licence=row.licence, sampling=row.sampling)
     if isinstance(parsed, LocalRef):
         return _Wanted(name, path=parsed.path)
     return _Wanted(name, (SourceRow(parsed),))
@@ -142,7 +144,8 @@ def _convert(
     origin = replace(origin, licence=wanted.licence or origin.licence)
     with store.scratch(wanted.name) as folder:
         try:
-            converter.convert(path, folder, origin, wanted.name, precision)
+            job = Conversion(path, origin, wanted.name, precision, wanted.sampling)
+            converter.convert(job, folder)
         except OSError as error:
             if is_full(error):
                 raise StorageFailed(explain(error, folder)) from error

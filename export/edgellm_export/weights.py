@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
+G = TypeVar("G", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ def _alike(a: Blocks, b: Weight) -> bool:
     )
 
 
-def _join(parts: Sequence[NDArray[np.generic] | None]) -> NDArray[np.generic] | None:
+def _join(parts: Sequence[NDArray[G] | None]) -> NDArray[G] | None:
     present = [part for part in parts if part is not None]
     return np.concatenate(present) if present else None
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from edgellm.bundle import manifest
 from edgellm.bundle.manifest import FileRecord, Graph, Manifest, Shape, Source
+from edgellm.hub.convert import Conversion
 from edgellm.hub.progress import Meter
 
 
@@ -211,12 +212,10 @@ class Packer:
     def __init__(self) -> None:
         self.asked: list[tuple[Path, str, str | None]] = []
 
-    def convert(
-        self, source: Path, out: Path, origin: Source, name: str, precision: str | None
-    ) -> None:
-        self.asked.append((source, name, precision))
-        weights = source if source.is_file() else source / "model.safetensors"
-        make_bundle(out, name, origin, weights.read_bytes())
+    def convert(self, job: Conversion, out: Path) -> None:
+        self.asked.append((job.source, job.name, job.precision))
+        weights = job.source if job.source.is_file() else job.source / "model.safetensors"
+        make_bundle(out, job.name, job.origin, weights.read_bytes())
 
 
 def start_python(script: str, *arguments: str) -> subprocess.Popen[str]:

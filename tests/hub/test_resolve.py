@@ -209,8 +209,8 @@ class Failing(Packer):
         super().__init__()
         self.error = error
 
-    def convert(self, source, out, origin, name, precision) -> None:
-        super().convert(source, out, origin, name, precision)
+    def convert(self, job, out) -> None:
+        super().convert(job, out)
         raise self.error
 
 
@@ -236,8 +236,8 @@ def test_a_failed_conversion_publishes_nothing_and_keeps_the_download(
 
 def test_a_converter_that_lies_about_its_files_publishes_nothing(hub, store, notes) -> None:
     class Short(Packer):
-        def convert(self, source, out, origin, name, precision) -> None:
-            super().convert(source, out, origin, name, precision)
+        def convert(self, job, out) -> None:
+            super().convert(job, out)
             (out / "onnx/model.onnx_data").write_bytes(b"less")
 
     with pytest.raises(Corrupt):
@@ -252,11 +252,11 @@ from hub_fakes import Notes, Packer
 from edgellm.hub import HubOptions, Store, open_bundle
 
 class Slow(Packer):
-    def convert(self, source, out, origin, name, precision):
+    def convert(self, job, out):
         (out / "half").write_text("made")
         print("converting", flush=True)
         time.sleep(float(sys.argv[2]))
-        super().convert(source, out / ".." / out.name, origin, name, precision)
+        super().convert(job, out / ".." / out.name)
         (out / "half").unlink()
 
 notes = Notes()

@@ -29,6 +29,8 @@ class Checkpoint(Protocol):
     path: Path
     config: Mapping[str, Any]
     licence: str | None
+    notices: list[str]
+    """Lines for the user: what was not carried over as it is."""
 
     def names(self) -> frozenset[str]:
         """Tensor names as Hugging Face writes them: model.layers.0.self_attn.q_proj.weight."""

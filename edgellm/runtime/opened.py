@@ -1,0 +1,85 @@
+"""A bundle's folder, opened: manifest, tokenizer, template, defaults, and its memory plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgellm.bundle import generation, template, tokenizer
+from edgellm.bundle.generation import GenerationDefaults
+from edgellm.bundle.manifest import Manifest
+from edgellm.bundle.open import verify
+from edgellm.bundle.template import ChatTemplate
+from edgellm.bundle.tokenizer import Tokenizer
+from edgellm.device import detect, memory
+from edgellm.device.memory import MemoryPlan, WeightBytes
+from edgellm.errors import Incompatible, UsageError
+from edgellm.runtime.decode import CHUNK_TOKENS
+from edgellm.stream import Request
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedBundle:
+    """Everything of a bundle but its graph."""
+
+    folder: Path
+    manifest: Manifest
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    defaults: GenerationDefaults
+
+    @property
+    def graph(self) -> Path:
+        """The native graph; Incompatible when the bundle has none."""
+        graph = self.manifest.graphs.get("native")
+        if graph is None:
+            raise Incompatible(f"{self.folder} has no native graph; export the model again")
+        return self.folder / graph.path
+
+    def encode(self, request: Request) -> list[int]:
+        """The prompt's token ids; UsageError when it is empty or has no template to go through."""
+        if request.prompt is not None:
+            ids = self.tokenizer.encode(request.prompt, wrap=True)
+        elif self.chat_template is None:
+            raise UsageError(
+                f"{self.manifest.name} has no chat template; give the text as it is with --raw"
+            )
+        else:
+            ids = self.tokenizer.encode(self.chat_template.render(request.messages))
+        if not ids:
+            raise UsageError("the prompt is empty; write at least one character")
+        vocabulary = self.manifest.shape.vocab_size
+        if max(ids) >= vocabulary:
+            raise Incompatible(
+                f"the tokenizer gives id {max(ids)}, the model knows {vocabulary}; export it again"
+            )
+        return ids
+
+    def plan(self, context_tokens: int, logit_rows: int = 1) -> MemoryPlan:
+        """What a context of that many tokens will take of this machine's memory."""
+        sizes = self.manifest.weight_bytes
+        data_bytes = sum(record.bytes for record in self.manifest.files.values())
+        weights = (
+            WeightBytes(**sizes)
+            if sizes
+            else memory.estimate_weights(data_bytes, self.manifest.shape)
+        )
+        return memory.plan(
+            self.manifest.shape,
+            weights,
+            context_tokens,
+            CHUNK_TOKENS,
+            detect.available_memory_mb(),
+            logit_rows,
+        )
+
+
+def open_folder(folder: Path) -> OpenedBundle:
+    """The bundle in `folder`, verified; Corrupt or Incompatible says what is wrong with it."""
+    return OpenedBundle(
+        folder=folder,
+        manifest=verify(folder),
+        tokenizer=tokenizer.read(folder),
+        chat_template=template.read(folder),
+        defaults=generation.read(folder),
+    )

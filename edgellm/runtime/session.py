@@ -1,0 +1,153 @@
+"""One native graph in ONNX Runtime: token ids in, logits of the chosen rows out.
+
+Inputs are bound once and mutated in place: rebinding a decoder's 120 tensors would cost more than
+running its small nodes. Shapes: T new tokens, R logit rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.bundle.manifest import Shape
+from edgellm.errors import Corrupt, EdgellmError, MissingExtra
+from edgellm.runtime import providers
+from edgellm.runtime.cache import KVCache
+from edgellm.runtime.options import LoadOptions
+from edgellm.stream import Placement
+
+Float32 = NDArray[np.float32]
+
+# ONNX Runtime reads one of these names in one release and the other in the next.
+TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
+# Bindings kept for a cache: decoding, full prefill chunks and the last, shorter chunk.
+KEPT_BINDINGS = 3
+
+
+def load_onnxruntime() -> ModuleType:
+    """The module, imported with its telemetry off; MissingExtra says how to install it."""
+    for name in TELEMETRY_OFF:
+        os.environ[name] = "1"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra(
+            f"onnxruntime cannot be imported ({error}); pip install 'edgellm[cpu]'"
+        ) from error
+    module: ModuleType = onnxruntime
+    return module
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A binding and the arrays it points to, which must live as long as it does."""
+
+    binding: Any
+    ids: NDArray[np.int64]
+    last: NDArray[np.int32]
+    total: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    logits: Float32
+    keep: Sequence[object]
+
+
+class Session:
+    """A loaded graph. One caller at a time; `notice` says what differs from what was asked for."""
+
+    def __init__(self, graph: Path, shape: Shape, options: LoadOptions) -> None:
+        self._ort = load_onnxruntime()
+        chosen = providers.choose(
+            options.provider, options.require_provider, self._ort.get_available_providers()
+        )
+        self.shape = shape
+        self.notice = chosen.notice
+        self._session = _open(self._ort, graph, chosen.provider, options.threads)
+        self._bound: dict[tuple[int, int, int, int], _Bound] = {}
+
+    def placement(self) -> dict[str, Placement]:
+        """What each execution provider carries."""
+        return providers.placement(self._session)
+
+    def forward(self, ids: Sequence[int], rows: Sequence[int], cache: KVCache) -> Float32:
+        """Logits (R, V) after the `rows` of the new `ids`, which join the cache.
+
+        The array is overwritten by the next call.
+        """
+        new = len(ids)
+        cache.reserve(len(cache) + new)
+        # One row at least: ONNX Runtime's ReduceSum loses an axis of an empty tensor.
+        bound = self._bind(new, max(len(rows), 1), cache)
+        bound.ids[0] = ids
+        bound.rows[:] = rows or 0
+        bound.last[0] = len(cache) + new - 1
+        bound.total[...] = len(cache) + new
+        try:
+            self._session.run_with_iobinding(bound.binding)
+        except Exception as error:
+            raise EdgellmError(f"the model could not be run: {_one_line(error)}") from error
+        cache.tokens.extend(ids)
+        return bound.logits[0, : len(rows)]
+
+    def _bind(self, new: int, rows: int, cache: KVCache) -> _Bound:
+        key = (new, rows, id(cache), cache.generation)
+        bound = self._bound.pop(key, None) or self._make_binding(new, rows, cache)
+        self._bound[key] = bound  # now the youngest
+        while len(self._bound) > KEPT_BINDINGS:
+            del self._bound[next(iter(self._bound))]
+        return bound
+
+    def _make_binding(self, new: int, rows: int, cache: KVCache) -> _Bound:
+        binding = self._session.io_binding()
+        keep: list[object] = [cache]
+
+        def bind(name: str, array: NDArray[Any], output: str | None = None) -> None:
+            value = self._ort.OrtValue.ortvalue_from_numpy(array)
+            keep.extend((value, array))
+            binding.bind_ortvalue_input(name, value)
+            if output is not None:
+                binding.bind_ortvalue_output(output, value)
+
+        ids = np.zeros((1, new), np.int64)
+        last, total = np.zeros(1, np.int32), np.zeros((), np.int32)
+        chosen = np.zeros(rows, np.int64)
+        logits = np.zeros((1, rows, self.shape.vocab_size), np.float32)
+        bind("input_ids", ids)
+        bind("last_position", last)
+        bind("total_positions", total)
+        bind("logit_rows", chosen)
+        for i, buffer in enumerate(cache.buffers):
+            name = f"{i // 2}.{('key', 'value')[i % 2]}"
+            bind(f"past_key_values.{name}", buffer, f"present.{name}")
+        out = self._ort.OrtValue.ortvalue_from_numpy(logits)
+        binding.bind_ortvalue_output("logits", out)
+        return _Bound(binding, ids, last, total, chosen, logits, (*keep, out))
+
+
+def _open(ort: ModuleType, graph: Path, provider: str, threads: int | None) -> Any:
+    """The ONNX Runtime session; Corrupt when the files are not what they should be."""
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4  # our errors carry the message; nothing else on the terminal
+    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if threads is not None:
+        settings.intra_op_num_threads = threads
+    try:
+        session = ort.InferenceSession(str(graph), settings, providers=[provider])
+    except Exception as error:
+        raise Corrupt(
+            f"{graph} cannot be loaded: {_one_line(error)}; remove the model and pull it again"
+        ) from error
+    # Without this an error on an accelerator is retried on the CPU, silently.
+    session.disable_fallback()
+    return session
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,211 @@
+"""The parts that decoder architectures are made of: stored weights, and the nodes that use them.
+
+Shapes: B batch, T new tokens, S cached tokens, H query heads, K kv heads, N head width, D model
+width, V vocabulary. A *stream* is (B, T, D), or (T, D) in a flat graph (see `Layout`).
+Operators with no other source are ONNX Runtime's, docs/ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm_export.data import DataFile, Stored
+from edgellm_export.graph import FLOAT, Graph, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A stored weight of shape (out, inner), dense or in blocks (see weights.Blocks)."""
+
+    shape: tuple[int, int]
+    values: Stored
+    bits: int = 0
+    block_size: int = 0
+    scales: Stored | None = None
+    zero_points: Stored | None = None
+    minima: Stored | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Attention sizes: H query heads and K kv heads of width N."""
+
+    query: int
+    kv: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary tables, (context, N / 2) each."""
+
+    cos: Stored
+    sin: Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the new tokens stand: S + T - 1 of each row (int32, B), and S + T (int32 scalar)."""
+
+    last: Value
+    total: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Flat graphs keep the stream as (T, D): Gemm, which adds a block's minimum in the same node,
+    takes no batch axis. `lead` is the leading shape (B, T) that attention needs back, else None."""
+
+    lead: Value | None = None
+
+
+def store_rope(data: DataFile, frequencies: NDArray[np.float64], context: int) -> Rope:
+    """Tables of cos and sin for `frequencies` (N / 2,), in radians a position."""
+    angles = np.outer(np.arange(context), frequencies)
+    return Rope(
+        data.append("rope.cos", np.cos(angles).astype(np.float32)),
+        data.append("rope.sin", np.sin(angles).astype(np.float32)),
+    )
+
+
+def embedding(g: Graph, ids: Value, table: Matrix) -> Value:
+    """Rows of the table: ids (B, T) to (B, T, D)."""
+    inner = table.shape[1]
+    if not table.scales:
+        return _float32(g, g.op("Gather", g.weight(table.values), ids), table.values)
+    rows = g.op(
+        "GatherBlockQuantized",
+        g.weight(table.values, (table.shape[0], inner * table.bits // 8)),
+        ids,
+        _float32(g, g.weight(table.scales), table.scales),
+        _explicit_zeros(g, table),
+        bits=table.bits,
+        block_size=table.block_size,
+        gather_axis=0,
+        quantize_axis=1,
+    )
+    if not table.minima:
+        return rows
+    shift = g.op("Gather", _block_shift(g, table), ids)
+    wide = g.op("Expand", g.op("Unsqueeze", shift, _ints(g, -1)), _ints(g, table.block_size))
+    return g.op("Add", rows, g.op("Reshape", wide, _ints(g, 0, 0, inner)))
+
+
+def linear(g: Graph, x: Value, w: Matrix) -> Value:
+    """x (…, inner) @ w.T: (…, out). With minima, x is (T, inner).
+
+    A block scale * q + minimum is split into scale * (q - 8) + (minimum + 8 * scale): the first
+    part is MatMulNBits with its default zero point, the second needs only the sums of x over each
+    block. Centred like this, the int8 rounding of x is not amplified by the minimum (mean KL of
+    SmolLM2-135M Q4_1 against float32: 0.004; with zero point 0: 0.014).
+    """
+    out, inner = w.shape
+    if not w.scales:
+        return g.op("FusedMatMul", x, _float32(g, g.weight(w.values), w.values), transB=1)
+    y = g.op(
+        "MatMulNBits",
+        x,
+        g.weight(w.values),
+        _float32(g, g.weight(w.scales), w.scales),
+        g.weight(w.zero_points) if w.zero_points else None,
+        K=inner,
+        N=out,
+        bits=w.bits,
+        block_size=w.block_size,
+        accuracy_level=g.accuracy_level,
+    )
+    if not w.minima:
+        return y
+    blocks = g.op("Reshape", x, _ints(g, 0, inner // w.block_size, w.block_size))
+    sums = g.op("ReduceSum", blocks, _ints(g, -1), keepdims=0)
+    return g.op("Gemm", sums, g.op("Transpose", _block_shift(g, w), perm=[1, 0]), y)
+
+
+def rms_norm(g: Graph, x: Value, weight: Stored, eps: float) -> Value:
+    return g.op("SimplifiedLayerNormalization", x, g.weight(weight), axis=-1, epsilon=eps)
+
+
+def add_rms_norm(
+    g: Graph, x: Value, residual: Value, weight: Stored, eps: float
+) -> tuple[Value, Value]:
+    """The normalised sum of x and residual, and the sum itself: the new residual."""
+    outputs = g.ops(
+        "SkipSimplifiedLayerNormalization", x, residual, g.weight(weight), outputs=4, epsilon=eps
+    )
+    return outputs[0], outputs[3]
+
+
+def attention(
+    g: Graph, qkv: Value, layer: int, heads: Heads, rope: Rope, position: Position, layout: Layout
+) -> Value:
+    """Causal grouped-query attention over the cache of `layer`, which becomes input and output.
+
+    qkv holds the H + 2 K packed heads of the new tokens; returns H heads, same leading axes.
+    """
+    width = heads.width
+    if layout.lead is not None:
+        packed = g.constant(np.array([(heads.query + 2 * heads.kv) * width], np.int64))
+        qkv = g.op("Reshape", qkv, g.op("Concat", layout.lead, packed, axis=0))
+    shape = ("batch_size", heads.kv, "past_sequence_length", width)
+    past = [g.input(f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value")]
+    y, key, value = g.ops(
+        "GroupQueryAttention",
+        qkv,
+        None,
+        None,
+        *past,
+        position.last,
+        position.total,
+        g.weight(rope.cos),
+        g.weight(rope.sin),
+        outputs=3,
+        num_heads=heads.query,
+        kv_num_heads=heads.kv,
+        do_rotary=1,
+    )
+    shape = ("batch_size", heads.kv, "total_sequence_length", width)
+    g.output(f"present.{layer}.key", key, FLOAT, shape)
+    g.output(f"present.{layer}.value", value, FLOAT, shape)
+    return y if layout.lead is None else g.op("Reshape", y, _ints(g, -1, heads.query * width))
+
+
+def gated_mlp(g: Graph, x: Value, gate_up: Matrix, down: Matrix) -> Value:
+    """down(silu(gate(x)) * up(x)); ONNX Runtime fuses Sigmoid and Mul into QuickGelu."""
+    gate, up = g.ops("Split", linear(g, x, gate_up), outputs=2, axis=-1, num_outputs=2)
+    silu = g.op("Mul", gate, g.op("Sigmoid", gate))
+    return linear(g, g.op("Mul", silu, up), down)
+
+
+def _float32(g: Graph, value: Value, stored: Stored) -> Value:
+    """`value` as float32. Casts of constants are folded once, at load."""
+    return value if stored.dtype == np.float32 else g.op("Cast", value, to=int(FLOAT))
+
+
+def _block_shift(g: Graph, w: Matrix) -> Value:
+    """minimum + middle * scale of each block, (N, K / block_size); folded at load."""
+    if w.minima is None or w.scales is None:
+        raise ValueError("only blocks with minima have a shift")
+    middle = g.constant(np.array(1 << (w.bits - 1), np.float32))
+    scales = _float32(g, g.weight(w.scales), w.scales)
+    return g.op("Add", _float32(g, g.weight(w.minima), w.minima), g.op("Mul", scales, middle))
+
+
+def _explicit_zeros(g: Graph, w: Matrix) -> Value:
+    """Zero points for GatherBlockQuantized, whose default differs between CPU and CUDA.
+
+    The middle is made by a node that is folded at load, so it costs no bytes on disk.
+    """
+    if w.zero_points:
+        return g.weight(w.zero_points)
+    blocks = w.shape[1] // w.block_size
+    shape = _ints(g, w.shape[0], -(-blocks * w.bits // 8))
+    # Two 4-bit middles in a byte are 0x88, one 8-bit middle is 0x80.
+    middle = np.array([0x88 if w.bits == 4 else 0x80], np.uint8)
+    return g.op("Expand", g.constant(middle), shape)
+
+
+def _ints(g: Graph, *values: int) -> Value:
+    return g.constant(np.array(values, np.int64))

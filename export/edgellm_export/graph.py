@@ -1,0 +1,154 @@
+"""ONNX graphs written by hand: nodes are wired by object, and scopes supply the names.
+
+    g = Graph("decoder")
+    ids = g.input("input_ids", INT64, ("batch_size", "sequence_length"))
+    with g.scope("layers.0"):
+        y = g.op("Add", g.op("MatMul", x, g.weight(stored)), x)
+    g.output("logits", y)
+    g.save(path)
+
+Weights stay in the data file (`data.DataFile`); a graph holds only where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgellm_export.data import Stored
+
+Value = ir.Value
+Dim = int | str
+Attribute = int | float | str | Sequence[int] | Sequence[float]
+
+INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
+FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+
+# Opset 21: the newest that transformers.js, genai and optimum load alike.
+OPSET, IR_VERSION = 21, 10
+MICROSOFT = "com.microsoft"
+# Operators of ONNX Runtime's own domain (docs/ContribOperators.md) that the blocks use.
+CONTRIB = frozenset(
+    {
+        "FusedMatMul",
+        "GatherBlockQuantized",
+        "GroupQueryAttention",
+        "MatMulNBits",
+        "SkipSimplifiedLayerNormalization",
+    }
+)
+
+
+# MatMulNBits: 4 rounds activations to int8 per block, the only level with fast kernels for 8 bits;
+# 0 keeps them float32, which is what the self-check compares with.
+FAST, EXACT = 4, 0
+
+
+class Graph:
+    """A graph under construction over one data file."""
+
+    def __init__(self, name: str, data_file: str, accuracy_level: int = FAST) -> None:
+        self.accuracy_level = accuracy_level
+        self._name = name
+        self._data_file = data_file
+        self._scopes: list[str] = []
+        self._names: dict[str, int] = {}
+        self._inputs: list[Value] = []
+        self._outputs: list[Value] = []
+        self._nodes: list[ir.Node] = []
+        self._initializers: dict[object, Value] = {}
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Names made inside begin with `name`."""
+        self._scopes.append(name)
+        try:
+            yield
+        finally:
+            self._scopes.pop()
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[Dim]) -> Value:
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self._inputs.append(value)
+        return value
+
+    def output(self, name: str, value: Value, dtype: ir.DataType, shape: Sequence[Dim]) -> None:
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+        self._outputs.append(value)
+
+    def op(self, op_type: str, *inputs: Value | None, **attributes: Attribute) -> Value:
+        """The only output of a new node; None stands for an omitted optional input."""
+        return self.ops(op_type, *inputs, outputs=1, **attributes)[0]
+
+    def ops(
+        self, op_type: str, *inputs: Value | None, outputs: int, **attributes: Attribute
+    ) -> Sequence[Value]:
+        """All outputs of a new node."""
+        name = self._unique(op_type)
+        node = ir.node(
+            op_type,
+            inputs,
+            attributes,
+            domain=MICROSOFT if op_type in CONTRIB else "",
+            num_outputs=outputs,
+            name=name,
+        )
+        for i, value in enumerate(node.outputs):
+            value.name = f"{name}/output_{i}"
+        self._nodes.append(node)
+        return node.outputs
+
+    def constant(self, array: NDArray[np.generic]) -> Value:
+        """A small value that lives in the graph itself; equal ones are shared."""
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._initializers:
+            name = f"constant_{len(self._initializers)}"
+            self._initializers[key] = _initializer(name, ir.tensor(array, name=name))
+        return self._initializers[key]
+
+    def weight(self, stored: Stored, shape: tuple[int, ...] | None = None) -> Value:
+        """A stored array as it is, or its bytes seen in another `shape`."""
+        shape = shape or stored.shape
+        key = (stored.offset, shape)
+        if key not in self._initializers:
+            name = stored.name if shape == stored.shape else f"{stored.name}.{len(shape)}d"
+            tensor = ir.ExternalTensor(
+                self._data_file,
+                stored.offset,
+                stored.nbytes,
+                ir.DataType.from_numpy(stored.dtype),
+                shape=ir.Shape(shape),
+                name=name,
+            )
+            self._initializers[key] = _initializer(name, tensor)
+        return self._initializers[key]
+
+    def save(self, path: Path) -> None:
+        """Write the graph; the data file stays as it is, beside it."""
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._nodes,
+            initializers=list(self._initializers.values()),
+            opset_imports={"": OPSET, MICROSOFT: 1},
+            name=self._name,
+        )
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgellm")
+        path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
+
+    def _unique(self, op_type: str) -> str:
+        name = "/".join([*self._scopes, op_type])
+        count = self._names.get(name, 0)
+        self._names[name] = count + 1
+        return f"{name}_{count}" if count else name
+
+
+def _initializer(name: str, tensor: ir.Tensor | ir.ExternalTensor) -> Value:
+    return ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+    )

@@ -1,0 +1,60 @@
+"""The inputs and outputs of the two decoder graphs. Everything between is the architecture's.
+
+portable  input_ids, attention_mask, past_key_values.* → logits of every token, present.*
+native    input_ids, last_position, total_positions, logit_rows, past_key_values.* → logits of the
+          chosen rows only, present.*; batch 1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm_export.blocks import Layout, Position
+from edgellm_export.graph import FLOAT, INT32, INT64, Graph, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What an architecture needs to know of the graph it is built into.
+
+    `rows` are the positions among the new tokens whose logits are wanted; None: all of them.
+    """
+
+    ids: Value
+    position: Position
+    layout: Layout
+    rows: Value | None
+
+
+def portable(g: Graph, flat: bool) -> Inputs:
+    """Standard inputs, right-padded batches; see the loaders' rules in the bundle's contract."""
+    ids = g.input("input_ids", INT64, ("batch_size", "sequence_length"))
+    mask = g.input("attention_mask", INT64, ("batch_size", "total_sequence_length"))
+    one = g.constant(np.array([1], np.int64))
+    count = g.op("Sub", g.op("ReduceSum", mask, one, keepdims=0), one)
+    total = g.op("Gather", g.op("Shape", mask), g.constant(np.array(1, np.int64)))
+    position = Position(g.op("Cast", count, to=int(INT32)), g.op("Cast", total, to=int(INT32)))
+    return Inputs(ids, position, Layout(g.op("Shape", ids) if flat else None), None)
+
+
+def native(g: Graph, flat: bool) -> Inputs:
+    """Positions and logit rows as plain inputs: nothing is computed from a mask."""
+    ids = g.input("input_ids", INT64, (1, "sequence_length"))
+    last = g.input("last_position", INT32, (1,))
+    total = g.input("total_positions", INT32, ())
+    rows = g.input("logit_rows", INT64, ("rows",))
+    lead = g.constant(np.array([1, -1], np.int64)) if flat else None
+    return Inputs(ids, Position(last, total), Layout(lead), rows)
+
+
+def output_logits(g: Graph, inputs: Inputs, logits: Value, vocab_size: int) -> None:
+    """The logits output, (B, T, V) or (1, rows, V), from a stream of either layout."""
+    rows = "sequence_length" if inputs.rows is None else "rows"
+    batch = "batch_size" if inputs.rows is None else 1
+    lead = inputs.layout.lead
+    if lead is not None:
+        last = g.constant(np.array([vocab_size], np.int64))
+        logits = g.op("Reshape", logits, g.op("Concat", lead, last, axis=0))
+    g.output("logits", logits, FLOAT, (batch, rows, vocab_size))

@@ -1,0 +1,139 @@
+"""From a checkpoint to a bundle: store the weights, draw the graphs, check, write the manifest.
+
+The manifest is written last, so a folder without one is an export that did not finish.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgellm.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Source
+from edgellm.bundle.manifest import Graph as GraphFile
+from edgellm.errors import StorageFailed
+from edgellm_export import arch, io, verify
+from edgellm_export.arch import Architecture
+from edgellm_export.checkpoint.open import open_checkpoint
+from edgellm_export.configs import write_configs
+from edgellm_export.data import DataFile, Stored
+from edgellm_export.graph import EXACT, Graph
+from edgellm_export.recipe import Recipe
+from edgellm_export.store import Place, StoredWeights, WeightStore
+
+PRODUCER = "edgellm 0.1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to export. `sampling` are the keys of generation_config.json that the source lacks."""
+
+    source: Path
+    recipe: Recipe
+    origin: Source
+    name: str
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+def silent(line: str) -> None:
+    """Takes a line and shows it to nobody."""
+
+
+def export_bundle(job: Job, out: Path, notice: Callable[[str], None] = silent) -> Manifest:
+    """The manifest of the bundle now in `out`, an existing empty folder.
+
+    Corrupt and Incompatible name what is wrong with the checkpoint, SelfCheckFailed a bundle that
+    does not compute it, StorageFailed a disk that is full. After an error `out` is not a bundle.
+    """
+    try:
+        return _export(job, out, notice)
+    except OSError as error:
+        raise StorageFailed(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
+    checkpoint = open_checkpoint(job.source)
+    architecture = arch.find(checkpoint.config["model_type"])
+    graphs = out / "onnx"
+    graphs.mkdir()
+    suffix = job.recipe.suffix
+    native, portable = graphs / f"edgellm{suffix}.onnx", graphs / f"model{suffix}.onnx"
+    exact = graphs / f"check{suffix}.onnx"
+    notice(f"converting {job.name} ({job.recipe.name})")
+    with DataFile(graphs / f"model{suffix}.onnx_data") as data:
+        store = WeightStore(checkpoint, job.recipe, data)
+        weights = architecture.store(store)
+    for path, kind, level in (
+        (native, "native", job.recipe.accuracy_level),
+        (portable, "portable", job.recipe.accuracy_level),
+        (exact, "native", EXACT),
+    ):
+        _draw(architecture, weights, path, kind, Graph(kind, data.path.name, level))
+    for line in checkpoint.notices:
+        notice(line)
+    shape = architecture.shape(weights)
+    write_configs(out, checkpoint, shape, f"onnx/{portable.name}", job.sampling)
+    notice("checking it against a numpy forward pass on the same weights")
+    stored = StoredWeights(data, store.places)
+    candidate = verify.Candidate(out, native, portable, exact, shape, stored, store.places)
+    report = verify.check(candidate, checkpoint, notice)
+    exact.unlink()
+    manifest = Manifest(
+        name=job.name,
+        producer=PRODUCER,
+        source=dataclasses.replace(job.origin, licence=job.origin.licence or checkpoint.licence),
+        shape=shape,
+        graphs={
+            "native": GraphFile("native", f"onnx/{native.name}", f"onnx/{data.path.name}"),
+            "portable": GraphFile("portable", f"onnx/{portable.name}", f"onnx/{data.path.name}"),
+        },
+        files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
+        recipe=dataclasses.asdict(job.recipe),
+        self_check=report.to_json(),
+        weight_bytes=_weight_bytes(store.places),
+    )
+    (out / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _draw(architecture: Architecture, weights: Any, path: Path, kind: str, g: Graph) -> None:
+    make = io.native if kind == "native" else io.portable
+    architecture.build(g, make(g, architecture.flat(weights)), weights)
+    g.save(path)
+
+
+def _records(folder: Path, known: Mapping[Path, FileRecord]) -> dict[str, FileRecord]:
+    """Bytes and sha256 of every file in the folder, by its path inside."""
+    records = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            records[name] = known.get(path) or _record(path)
+    return records
+
+
+def _record(path: Path) -> FileRecord:
+    with path.open("rb") as file:
+        return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _weight_bytes(places: Mapping[str, Place]) -> dict[str, int]:
+    """What the weights take once loaded, for the memory plan (device.memory.WeightBytes)."""
+    sizes = dict.fromkeys(("codes", "blocks", "floats", "dense", "largest"), 0)
+    for stored in {id(place.stored): place.stored for place in places.values()}.values():
+        if isinstance(stored, Stored):
+            sizes["floats"] += stored.nbytes
+            continue
+        sizes["largest"] = max(sizes["largest"], stored.values.nbytes)
+        if stored.scales is None:
+            sizes["dense"] += 4 * stored.shape[0] * stored.shape[1]
+            continue
+        blocks = stored.scales.shape[0] * stored.scales.shape[1]
+        sizes["codes"] += stored.values.nbytes
+        sizes["blocks"] += blocks
+        # Scales and the shifts made of minima are float32 once their casts are folded.
+        sizes["floats"] += 4 * blocks * (2 if stored.minima else 1)
+    return sizes

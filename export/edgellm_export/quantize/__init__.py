@@ -1,0 +1,18 @@
+"""Weight quantization in numpy: no torch, no calibration data needed."""
+
+from __future__ import annotations
+
+from edgellm_export.quantize.rtn import quantize
+from edgellm_export.recipe import Float, Integer, Treatment
+from edgellm_export.weights import Dense, Weight, to_float32
+
+
+def treat(weight: Weight, treatment: Treatment) -> Weight:
+    """The weight as the recipe wants it stored."""
+    match treatment:
+        case Integer():
+            return quantize(to_float32(weight), treatment)
+        case Float(dtype):
+            return Dense(weight.shape, dtype, lambda: to_float32(weight))
+        case _:
+            return weight
