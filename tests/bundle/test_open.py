@@ -84,6 +84,23 @@ def in_sparse_initializer(tensor: TensorProto) -> bytes:
     return model(multiply(sparse_initializer=[sparse]))
 
 
+def in_sparse_attribute(tensor: TensorProto) -> bytes:
+    node = constant(tensor)
+    node.attribute[0].CopyFrom(
+        onnx.AttributeProto(
+            name="sparse_value", sparse_tensor=onnx.SparseTensorProto(values=tensor)
+        )
+    )
+    return model(multiply(node))
+
+
+def in_sparse_attribute_list(tensor: TensorProto) -> bytes:
+    node = constant(tensor)
+    sparse = onnx.SparseTensorProto(indices=tensor)
+    node.attribute[0].CopyFrom(onnx.AttributeProto(name="any", sparse_tensors=[sparse]))
+    return model(multiply(node))
+
+
 def in_function(tensor: TensorProto) -> bytes:
     body = [constant(tensor), helper.make_node("MatMul", ["x", "w"], ["y"])]
     function = helper.make_function("own", "F", ["x"], ["y"], body, OPSETS)
@@ -110,6 +127,8 @@ PLACES = [
     in_subgraph,
     in_subgraph_list,
     in_sparse_initializer,
+    in_sparse_attribute,
+    in_sparse_attribute_list,
     in_function,
     in_function_default,
     in_training,
@@ -426,7 +445,7 @@ def field(number: int, body: bytes) -> bytes:
 
 def nested(levels: int) -> bytes:
     """An `If` in an `If` in an `If`, with a file name in the innermost."""
-    graph = field(5, kept_outside("../secret").SerializeToString())
+    graph = field(5, kept_outside().SerializeToString())
     for _ in range(levels):
         graph = field(1, field(5, field(6, graph)))
     return field(7, graph)
@@ -457,7 +476,7 @@ def test_what_is_no_graph_is_one_line_of_corrupt(tmp_path: Path, graph: bytes) -
 
 def test_honest_nesting_is_followed_to_its_end() -> None:
     found = list(external.references(nested(30)))
-    assert [reference.location for reference in found] == ["../secret"]
+    assert [reference.location for reference in found] == ["model.onnx_data"]
 
 
 def test_two_graphs_in_one_file_are_both_looked_at() -> None:
