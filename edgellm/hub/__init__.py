@@ -12,7 +12,7 @@ store      folders, locks, atomic publish     resolve   `open_bundle`, which joi
 
 from edgellm.hub.progress import Progress, Silent, Terminal
 from edgellm.hub.reference import Alias, HfRef, LocalRef, PypiRef, Reference, parse
-from edgellm.hub.resolve import HubOptions, find_bundle, open_bundle
+from edgellm.hub.resolve import HubOptions, export_to, find_bundle, open_bundle
 from edgellm.hub.store import Entry, Store, store_home
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Silent",
     "Store",
     "Terminal",
+    "export_to",
     "find_bundle",
     "open_bundle",
     "parse",

@@ -48,7 +48,7 @@ class Exporter:
         from edgellm_export.pipeline import Job, export_bundle
         from edgellm_export.recipe import recipe
 
-        chosen = recipe(job.precision or "exact")
+        chosen = recipe(job.precision) if job.precision else None
         sampling = generation_keys(job.sampling) if job.sampling else {}
         export_bundle(
             Job(job.source, chosen, job.origin, job.name, sampling), out, self._progress.notice

@@ -7,8 +7,11 @@ else, under a lock         sources in order → downloads/ → tmp/ → one rena
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,10 +21,26 @@ from edgellm.errors import NotFound, Refused, StorageFailed, Unreachable, UsageE
 from edgellm.hub import aliases
 from edgellm.hub.aliases import SourceRow
 from edgellm.hub.convert import Conversion, Converter, Exporter
-from edgellm.hub.disk import explain, is_full, need_space, tree_bytes
+from edgellm.hub.disk import (
+    explain,
+    is_full,
+    need_space,
+    storage_errors,
+    sync_folder,
+    sync_tree,
+    tree_bytes,
+)
 from edgellm.hub.fetch import Fetched, fetch
 from edgellm.hub.progress import Progress
-from edgellm.hub.reference import Alias, LocalRef, Reference, parse, store_name, unique_name
+from edgellm.hub.reference import (
+    Alias,
+    LocalRef,
+    Reference,
+    model_name,
+    parse,
+    store_name,
+    unique_name,
+)
 from edgellm.hub.store import Store
 from edgellm.stream import Sampling
 
@@ -107,14 +126,63 @@ def _wanted(reference: str, store: Store, precision: str | None) -> _Wanted:
     return _Wanted(name, (SourceRow(parsed),))
 
 
+def export_to(
+    target: Path,
+    reference: str,
+    store: Store,
+    options: HubOptions,
+    progress: Progress,
+    converter: Converter | None = None,
+) -> Path:
+    """`target`, now a bundle made from `reference`. It appears whole or not at all.
+
+    Errors as in `open_bundle`; StorageFailed when `target` exists, which is never overwritten.
+    """
+    if target.exists():
+        raise StorageFailed(f"{target} exists already; remove it or choose another folder")
+    wanted = replace(_wanted(reference, store, None), name=model_name(target.name))
+    if options.offline and wanted.path is None:
+        raise Refused(f"offline mode fetches nothing; give {reference} as a local file")
+    chosen = converter or Exporter(progress)
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+
+        def publish(fetched: Fetched) -> Path:
+            _convert(fetched, wanted, scratch, options.precision, chosen)
+            with storage_errors(target):
+                sync_tree(scratch)
+                scratch.chmod(0o755)  # mkdtemp made it private
+                os.rename(scratch, target)
+                sync_folder(target.parent)
+            return target
+
+        return _with_source(wanted, store, progress, publish)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _make(
     wanted: _Wanted, store: Store, precision: str | None, progress: Progress, converter: Converter
 ) -> Path:
     """Publishes the bundle; the lock of its name is held."""
     store.gc()
+
+    def publish(fetched: Fetched) -> Path:
+        with store.scratch(wanted.name) as folder:
+            _convert(fetched, wanted, folder, precision, converter)
+            return store.publish(folder, wanted.name)
+
+    return _with_source(wanted, store, progress, publish)
+
+
+def _with_source(
+    wanted: _Wanted, store: Store, progress: Progress, use: Callable[[Fetched], Path]
+) -> Path:
+    """What `use` makes of the first source that can be had, which is deleted afterwards."""
     if wanted.path is not None:
-        local = Fetched(wanted.path, Source(wanted.path.name))
-        return _convert(local, wanted, store, precision, converter)
+        return use(Fetched(wanted.path, Source(wanted.path.name)))
     failures: list[str] = []
     for position, row in enumerate(wanted.rows):
         key = "download-" + _download_key(row)
@@ -129,28 +197,25 @@ def _make(
                     following = wanted.rows[position + 1].reference
                     progress.notice(f"{row.reference}: {error}; trying {following}")
                 continue
-            folder = _convert(fetched, wanted, store, precision, converter)
+            made = use(fetched)
             shutil.rmtree(store.downloads(key), ignore_errors=True)
-            return folder
+            return made
     raise Unreachable(f"no source of {wanted.name} can be had: {' · '.join(failures)}")
 
 
 def _convert(
-    fetched: Fetched, wanted: _Wanted, store: Store, precision: str | None, converter: Converter
-) -> Path:
+    fetched: Fetched, wanted: _Wanted, folder: Path, precision: str | None, converter: Converter
+) -> None:
+    """Fills `folder`; StorageFailed when the disk is full, before or while it is written."""
     path, origin = fetched.path, fetched.origin
-    size = tree_bytes(path) if path.is_dir() else path.stat().st_size
-    need_space(store.home, size)
+    need_space(folder, tree_bytes(path) if path.is_dir() else path.stat().st_size)
     origin = replace(origin, licence=wanted.licence or origin.licence)
-    with store.scratch(wanted.name) as folder:
-        try:
-            job = Conversion(path, origin, wanted.name, precision, wanted.sampling)
-            converter.convert(job, folder)
-        except OSError as error:
-            if is_full(error):
-                raise StorageFailed(explain(error, folder)) from error
-            raise
-        return store.publish(folder, wanted.name)
+    try:
+        converter.convert(Conversion(path, origin, wanted.name, precision, wanted.sampling), folder)
+    except OSError as error:
+        if is_full(error):
+            raise StorageFailed(explain(error, folder)) from error
+        raise
 
 
 def _download_key(row: SourceRow) -> str:

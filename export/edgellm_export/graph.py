@@ -108,7 +108,7 @@ class Graph:
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._initializers:
             name = f"constant_{len(self._initializers)}"
-            self._initializers[key] = _initializer(name, ir.tensor(array, name=name))
+            self._initializers[key] = _initializer(name, ir.tensor(array, name=name), array.shape)
         return self._initializers[key]
 
     def weight(self, stored: Stored, shape: tuple[int, ...] | None = None) -> Value:
@@ -125,7 +125,7 @@ class Graph:
                 shape=ir.Shape(shape),
                 name=name,
             )
-            self._initializers[key] = _initializer(name, tensor)
+            self._initializers[key] = _initializer(name, tensor, shape)
         return self._initializers[key]
 
     def save(self, path: Path) -> None:
@@ -148,7 +148,7 @@ class Graph:
         return f"{name}_{count}" if count else name
 
 
-def _initializer(name: str, tensor: ir.Tensor | ir.ExternalTensor) -> Value:
+def _initializer(name: str, tensor: ir.TensorProtocol, shape: Sequence[int]) -> Value:
     return ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(shape), const_value=tensor
     )

