@@ -102,7 +102,7 @@ def environment() -> Any:
 
     Source: `_cached_compile_jinja_template` in transformers/utils/chat_template_utils.py.
     """
-    from jinja2 import Undefined, ext, nodes, sandbox, utils
+    from jinja2 import ext, nodes, sandbox, utils
     from jinja2.exceptions import SecurityError
 
     class Generation(ext.Extension):
@@ -121,34 +121,39 @@ def environment() -> Any:
                 raise SecurityError(f"a namespace has no name {name!r}")
             super().__setitem__(name, value)
 
-    def raise_exception(message: object) -> None:
-        raise Refusal("" if isinstance(message, Undefined) else message)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
     env = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
     )
     env.filters["tojson"] = tojson
     env.globals.update(
-        namespace=Namespace,
-        raise_exception=raise_exception,
-        strftime_now=lambda form: datetime.now().strftime(form),
+        namespace=Namespace, raise_exception=raise_exception, strftime_now=strftime_now
     )
     return env
+
+
+def raise_exception(message: object) -> None:
+    raise Refusal(message)
+
+
+def strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own escapes HTML.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,11 @@ UTF-8, so a character may be spread over many tokens. Special tokens stand for n
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Mapping
+import json
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +31,7 @@ FILE_LIMIT_BYTES = 128 << 20
 
 
 class Tokenizer:
-    """A bundle's vocabulary. Safe to share between threads: nothing in it changes after opening."""
+    """A bundle's vocabulary. Threads may share one."""
 
     def __init__(self, inner: HuggingFaceTokenizer, decoder: Any) -> None:
         # Settings of training time would cut or pad a prompt.
@@ -35,6 +39,7 @@ class Tokenizer:
         inner.no_padding()
         self._inner = inner
         self._decoder = decoder
+        self._lock = threading.Lock()
         self._bytes: dict[int, bytes] = {}
         added = inner.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
@@ -46,11 +51,15 @@ class Tokenizer:
         special: strings such as <|im_end|> in the text become their special token. Right for a
         rendered chat template, wrong for text of unknown origin.
         wrap: the tokens a model expects around a plain prompt (BOS, or CLS and SEP) are added.
-        UsageError when `text` holds half of a surrogate pair, which is not Unicode text.
+        UsageError when `text` holds half of a surrogate pair, which is not Unicode text; Corrupt
+        when the vocabulary itself cannot express it.
         """
         _check_unicode(text)
-        inner = self._inner if special else self._plain
-        return inner.encode(text, add_special_tokens=wrap).ids
+        inner = self._inner
+        # The switch belongs to the library's object; a second object would double the memory.
+        with self._lock, _library("cannot encode this text"):
+            inner.encode_special_tokens = not special
+            return inner.encode(text, add_special_tokens=wrap).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` without special tokens; bytes that are not UTF-8 become U+FFFD."""
@@ -89,15 +98,6 @@ class Tokenizer:
             return b""
         token = self._inner.id_to_token(token_id)
         return b"" if token is None else self._pieces.to_bytes(token)
-
-    @cached_property
-    def _plain(self) -> HuggingFaceTokenizer:
-        # A second instance, because the switch belongs to the instance and threads share ours.
-        from tokenizers import Tokenizer as HuggingFaceTokenizer
-
-        plain = HuggingFaceTokenizer.from_str(self._inner.to_str())
-        plain.encode_special_tokens = True
-        return plain
 
     @cached_property
     def _pieces(self) -> _Pieces:
@@ -222,20 +222,28 @@ def read(folder: Path) -> Tokenizer:
 
 def parse(raw: bytes) -> Tokenizer:
     """The tokenizer in `raw`, the contents of a tokenizer.json; Corrupt if it is not one."""
-    import json
-
     from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-    try:
+    with _library("is not one that can be used"):
+        _check_prefix(raw)
         inner = HuggingFaceTokenizer.from_buffer(raw)
-    except BaseException as error:
-        # The library raises plain Exception, and PanicException (a BaseException) when its Rust
-        # code gives up on a file; both mean that the file is wrong.
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise Corrupt(f"not a tokenizer: {_one_line(error)}; export the model again") from error
-        raise
     # Its pickled state is its JSON; reading the whole file again would cost 20 ms.
     return Tokenizer(inner, json.loads(inner.decoder.__getstate__()) if inner.decoder else None)
+
+
+# A prefix that is not empty, or ASCII text spelled by its codes, which might hide one.
+_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]|\\u00[2-7]')
+
+
+def _check_prefix(raw: bytes) -> None:
+    # tokenizers 0.23 aborts the whole process over BPE merges shorter than such a prefix. Reading
+    # a large file twice takes long, and WordPiece has prefixes too, hence the search first.
+    if _PREFIX.search(raw) is None:
+        return
+    content = json.loads(raw)
+    model = content.get("model") if isinstance(content, dict) else None
+    if isinstance(model, dict) and "merges" in model and model.get("continuing_subword_prefix"):
+        raise ValueError("BPE with a continuing_subword_prefix")
 
 
 def _check_unicode(text: str) -> None:
@@ -248,5 +256,15 @@ def _check_unicode(text: str) -> None:
         ) from error
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+@contextmanager
+def _library(what: str) -> Iterator[None]:
+    """Turns whatever the library raises over a wrong file into Corrupt."""
+    try:
+        yield
+    except BaseException as error:
+        # Plain Exception from its checks, and PanicException, a BaseException that cannot be
+        # imported, where its Rust code gives up.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            why = " ".join(str(error).split())[:200]
+            raise Corrupt(f"the tokenizer {what}: {why}; export the model again") from error
+        raise

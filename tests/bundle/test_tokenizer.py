@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +225,35 @@ def test_a_damaged_file_is_corrupt_in_one_line(tmp_path: Path, content: bytes) -
 def test_a_lying_pre_tokenizer_is_corrupt(tmp_path: Path) -> None:
     pattern = {"Regex": "("}
     step = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
-    with pytest.raises(Corrupt, match="not a tokenizer"):
+    with pytest.raises(Corrupt, match="can be used"):
         tokenizer.read(saved(tmp_path, {"pre_tokenizer": step}))
+
+
+@pytest.mark.parametrize("key", ["continuing_subword_prefix", "continuing\\u005fsubword_prefix"])
+def test_a_prefix_that_would_abort_the_process_is_corrupt(tmp_path: Path, key: str) -> None:
+    raw = INNERS["byte_level"].to_str().replace('"continuing_subword_prefix":null', f'"{key}":"#"')
+    (tmp_path / "tokenizer.json").write_text(raw)
+    with pytest.raises(Corrupt, match="continuing_subword_prefix"):
+        tokenizer.read(tmp_path)
+
+
+def test_a_vocabulary_without_a_word_for_the_unknown_says_so(tmp_path: Path) -> None:
+    content = json.loads(INNERS["metaspace"].to_str())
+    content["model"]["unk_id"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(Corrupt, match="cannot encode this text"):
+        tokenizer.read(tmp_path).encode("z")
+
+
+def test_threads_may_mix_both_ways_of_encoding() -> None:
+    opened = OPENED["byte_level"]
+    text = "a<|end|>" * 200
+    wanted = {special: opened.encode(text, special=special) for special in (True, False)}
+    with ThreadPoolExecutor(4) as pool:
+        for special, ids in pool.map(
+            lambda i: (bool(i % 2), opened.encode(text, special=bool(i % 2))), range(200)
+        ):
+            assert ids == wanted[special]
 
 
 def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
