@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -57,30 +58,29 @@ def load(reference: str, options: LoadOptions | None = None) -> LocalBackend:
     started = time.perf_counter()
     # Its process starts while the model loads.
     template.shared().warm()
-    bundle = _find(reference, options)
+    bundle = open_folder(find_folder(reference, options))
     memory.check(bundle.plan(options.context_tokens or SHORTEST_CONTEXT_TOKENS))
-    session = _session(bundle, options)
+    session = open_session(bundle, options)
     return LocalBackend(bundle, session, options, _ms_since(started))
 
 
 def open_logits(reference: str, options: LoadOptions | None = None) -> LogitsModel:
     """The model behind a reference as a source of logits, for measuring its quality."""
     options = options or LoadOptions()
-    bundle = _find(reference, options)
+    bundle = open_folder(find_folder(reference, options))
     memory.check(bundle.plan(options.context_tokens or SHORTEST_CONTEXT_TOKENS, LOGIT_ROWS))
-    return LogitsModel(bundle, _session(bundle, options))
+    return LogitsModel(bundle, open_session(bundle, options))
 
 
-def _find(reference: str, options: LoadOptions) -> OpenedBundle:
+def find_folder(reference: str, options: LoadOptions) -> Path:
+    """The bundle's folder, fetched and converted first when the store does not have it."""
     chosen = settings.current({"offline": options.offline or None})
     store = hub.Store(chosen.home_folder())
-    folder = hub.open_bundle(
-        reference, store, hub.HubOptions(offline=chosen.offline), hub.Terminal()
-    )
-    return open_folder(folder)
+    return hub.open_bundle(reference, store, hub.HubOptions(offline=chosen.offline), hub.Terminal())
 
 
-def _session(bundle: OpenedBundle, options: LoadOptions) -> Session:
+def open_session(bundle: OpenedBundle, options: LoadOptions) -> Session:
+    """The bundle's native graph in memory, by default with one thread for each usable core."""
     threads = options.threads or detect.usable_cores()
     return Session(bundle.graph, bundle.manifest.shape, replace(options, threads=threads))
 
