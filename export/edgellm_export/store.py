@@ -12,7 +12,17 @@ from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.data import DataFile, Stored
 from edgellm_export.quantize import treat
 from edgellm_export.recipe import Keep, Recipe, Treatment
-from edgellm_export.weights import Blocks, Dense, Float32, Weight, pack, stack, to_float32, unpack
+from edgellm_export.weights import (
+    FLOAT16_MAX,
+    Blocks,
+    Dense,
+    Float32,
+    Weight,
+    pack,
+    stack,
+    to_float32,
+    unpack,
+)
 
 # Tensors that some checkpoints carry and no graph needs.
 IGNORED = ("rotary_emb.inv_freq",)
@@ -66,7 +76,10 @@ class WeightStore:
 
     def _matrix(self, name: str, parts: tuple[str, ...], treatment: Treatment) -> Matrix:
         weights = [self.checkpoint.weight(f"{part}.weight") for part in parts]
-        matrix = store_matrix(self.data, name, treat(stack(weights), treatment))
+        try:
+            matrix = store_matrix(self.data, name, treat(stack(weights), treatment))
+        except Incompatible as error:
+            raise Incompatible(f"tensor {parts[0]}.weight: {error}") from error
         start = 0
         for part, weight in zip(parts, weights, strict=True):
             stop = start + weight.shape[0]
@@ -80,8 +93,10 @@ def store_matrix(data: DataFile, name: str, weight: Weight) -> Matrix:
     """`weight`, written. Blocks keep their bytes; scales and minima keep their precision."""
     if isinstance(weight, Dense):
         out, inner = weight.shape
-        kind = np.float16 if weight.dtype == "float16" else np.float32
-        return Matrix((out, inner), data.append(name, weight.numpy().astype(kind, copy=False)))
+        values = weight.numpy()
+        if weight.dtype == "float16":
+            values = _float16(values)
+        return Matrix((out, inner), data.append(name, values))
     zeros, minima = weight.zero_points, weight.minima
     return Matrix(
         weight.shape,
@@ -92,6 +107,15 @@ def store_matrix(data: DataFile, name: str, weight: Weight) -> Matrix:
         None if zeros is None else data.append(f"{name}.zeros", _pack_rows(zeros, weight.bits)),
         None if minima is None else data.append(f"{name}.minima", minima),
     )
+
+
+def _float16(values: Float32) -> np.ndarray:
+    largest = max(-float(values.min()), float(values.max()))
+    if largest > FLOAT16_MAX:
+        raise Incompatible(
+            f"it holds {largest:.3g}, float16 ends at {FLOAT16_MAX:.0f}; use --precision fp32"
+        )
+    return values.astype(np.float16)
 
 
 def _pack_rows(zero_points: np.ndarray, bits: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 G = TypeVar("G", bound=np.generic)
+FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +111,9 @@ def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def stack(parts: Sequence[Weight]) -> Weight:
-    """Output features of several weights one after another; equal formats stay in blocks.
+    """Output features of several weights one after another; equal formats stay as they are.
 
-    Mixed formats become Dense, whose values are exact.
+    Mixed formats become float32, whose values are exact.
     """
     first = parts[0]
     if isinstance(first, Blocks) and all(_alike(first, other) for other in parts):
@@ -126,7 +127,9 @@ def stack(parts: Sequence[Weight]) -> Weight:
             _join([b.minima for b in blocks]),
         )
     shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
-    return Dense(shape, "float32", lambda: np.concatenate([to_float32(part) for part in parts]))
+    kinds = {part.dtype if isinstance(part, Dense) else "float32" for part in parts}
+    dtype = kinds.pop() if len(kinds) == 1 else "float32"
+    return Dense(shape, dtype, lambda: np.concatenate([to_float32(part) for part in parts]))
 
 
 def _alike(a: Blocks, b: Weight) -> bool:

@@ -1,8 +1,8 @@
 """Round to nearest on a searched grid.
 
 For each block the grid (scale, zero point) is chosen by trying shrunken ranges, then the scale is
-refitted by least squares with the integers held fixed. Against the plain min/max grid this takes
-about a fifth of the squared error away on Gaussian weights and a third on heavy tails.
+refitted by least squares with the integers held fixed. Against the plain min/max grid of 4 bits
+this takes 5 % of the squared error away on Gaussian weights when asymmetric, 9 % when symmetric.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.errors import Incompatible
 from edgellm_export.recipe import Integer
-from edgellm_export.weights import Blocks, Float32, pack
+from edgellm_export.weights import FLOAT16_MAX, Blocks, Float32, pack
 
 # Fractions of the full range that are tried; below 0.75 the clipped tails always cost more.
 SHRINKS = np.linspace(1.0, 0.75, 11, dtype=np.float32)
@@ -102,7 +103,16 @@ def _refit(blocks: Float32, best: Fit | None, best_error: Float32, top: np.float
 
 
 def half(values: Float32) -> Float32:
-    """float32 values that float16 holds exactly: what the file will say is what is optimised."""
+    """float32 values that float16 holds exactly: what the file will say is what is optimised.
+
+    Incompatible when one is too large for float16.
+    """
+    largest = float(np.abs(values).max(initial=0))
+    if largest > FLOAT16_MAX:
+        raise Incompatible(
+            f"its blocks need a scale of {largest:.3g}, float16 ends at {FLOAT16_MAX:.0f}; "
+            "use --precision fp32"
+        )
     with np.errstate(under="ignore"):
         rounded = values.astype(np.float16)
     tiny = np.finfo(np.float16).smallest_subnormal
