@@ -311,7 +311,7 @@ def build(checkpoint: Checkpoint, precision: str, folder: Path) -> Built:
         ("portable", io.portable, EXACT),
     ):
         g = Graph(name, data.path.name, level)
-        llama.build(g, inputs(g, llama.flat(stored)), stored)
+        llama.build(g, inputs(g), stored)
         g.save(folder / f"{name}.onnx")
     read = StoredWeights(data, store.places)
     return Built(folder, llama.shape(stored), read, checkpoint.config)
