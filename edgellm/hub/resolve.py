@@ -230,6 +230,8 @@ def _local_name(path: Path) -> str:
     """A store name that changes when the checkpoint does: path, sizes and times go into it."""
     if not path.exists():
         raise NotFound(_no_such_path(path))
+    if not (path.is_file() or path.is_dir()):
+        raise UsageError(f"{path} is neither a file nor a folder; give a .gguf file or a folder")
     if path.is_file() and path.suffix.lower() != ".gguf":
         why = "pickled weights are never read" if path.suffix in _PICKLES else "not a GGUF file"
         raise UsageError(f"{path}: {why}; give a .gguf file, a bundle or a Hugging Face folder")
