@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from edgellm_export.arch import llama
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.data import DataFile
 from edgellm_export.graph import EXACT, FAST, Graph
-from edgellm_export.pipeline import Job, export_bundle
+from edgellm_export.pipeline import Job, export_bundle, silent
 from edgellm_export.recipe import recipe
 from edgellm_export.store import StoredWeights, WeightStore
 
@@ -317,8 +317,13 @@ def build(checkpoint: Checkpoint, precision: str, folder: Path) -> Built:
     return Built(folder, llama.shape(stored), read, checkpoint.config)
 
 
-def make_bundle(source: Path, out: Path, precision: str | None = None) -> Manifest:
+def make_bundle(
+    source: Path,
+    out: Path,
+    precision: str | None = None,
+    notice: Callable[[str], None] = silent,
+) -> Manifest:
     """The manifest of the bundle of `source` in the new folder `out`, self-check included."""
     out.mkdir(parents=True)
     chosen = recipe(precision) if precision else None
-    return export_bundle(Job(source, chosen, Source(reference="test:tiny"), out.name), out)
+    return export_bundle(Job(source, chosen, Source(reference="test:tiny"), out.name), out, notice)
