@@ -13,6 +13,7 @@ from edgellm_export.checkpoint import Checkpoint
 # onnxruntime-genai allocates its whole cache from this; the model's own maximum would take
 # hundreds of megabytes before the first token.
 GENAI_MAX_TOKENS = 4096
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def write_configs(
@@ -24,7 +25,7 @@ def write_configs(
 ) -> None:
     """Every file that is not a graph, weights or the manifest; `portable` is the graph's path."""
     text = checkpoint.text_files()
-    generation = {**text.generation_config, **sampling}
+    generation = _generation(checkpoint.config, sampling, text.generation_config)
     (folder / "tokenizer.json").write_text(text.tokenizer_json, encoding="utf-8")
     _json(folder / "tokenizer_config.json", text.tokenizer_config)
     _json(folder / "generation_config.json", generation)
@@ -32,6 +33,17 @@ def write_configs(
     _json(folder / "genai_config.json", _genai(shape, portable, generation))
     if text.chat_template is not None:
         (folder / "chat_template.jinja").write_text(text.chat_template, encoding="utf-8")
+
+
+def _generation(
+    config: Mapping[str, Any], recommended: Mapping[str, Any], own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The model's own settings, else the recommended ones, else the token ids of its config:
+    without a generation_config.json nothing else says what ends an answer."""
+    ids = {key: config.get(key) for key in TOKEN_IDS}
+    said = {key: value for key, value in own.items() if value is not None}
+    merged = {**ids, **recommended, **said}
+    return {key: value for key, value in merged.items() if value is not None}
 
 
 def _json(path: Path, value: Mapping[str, Any]) -> None:
@@ -47,11 +59,7 @@ def _config(checkpoint: Checkpoint, portable: str) -> dict[str, Any]:
 
 def _genai(shape: Shape, portable: str, generation: Mapping[str, Any]) -> dict[str, Any]:
     """Keys as onnxruntime-genai's model builder writes them (src/config.h names them all)."""
-    ids = {
-        key: generation[key]
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id")
-        if generation.get(key) is not None
-    }
+    ids = {key: generation[key] for key in TOKEN_IDS if key in generation}
     decoder = {
         "session_options": {"provider_options": []},
         "filename": portable,
