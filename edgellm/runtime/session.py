@@ -97,7 +97,12 @@ class Session:
 
     def _bind(self, new: int, rows: int, cache: KVCache) -> _Bound:
         key = (new, rows, id(cache), cache.generation)
-        bound = self._bound.pop(key, None) or self._make_binding(new, rows, cache)
+        bound = self._bound.pop(key, None)
+        if bound is None:
+            # A binding keeps its buffers alive: not those that the cache has moved away from.
+            for old in [k for k in self._bound if k[2] == key[2] and k[3] != key[3]]:
+                del self._bound[old]
+            bound = self._make_binding(new, rows, cache)
         self._bound[key] = bound  # now the youngest
         while len(self._bound) > KEPT_BINDINGS:
             del self._bound[next(iter(self._bound))]
