@@ -29,6 +29,7 @@ from checkout import ROOT
 from contenders import Contender, Key, Load
 
 from edgellm.device import detect
+from edgellm_export.recipe import recipe
 
 MISSED, BUSY = 1, 3
 
@@ -114,8 +115,10 @@ def enter(setup: Setup) -> Iterator[Contender]:
     """Every contender that can take part, in the order of a round; others are named on stderr."""
     setup.work.mkdir(parents=True, exist_ok=True)
     load = Load(threads=setup.threads)
-    exact = setup.exact or prepare.bundle(setup.gguf, "exact", setup.work)
-    int4 = setup.int4 or prepare.bundle(setup.gguf, "int4", setup.work)
+    exact, int4 = (
+        given or prepare.bundle(setup.gguf, recipe(name), setup.work / f"bundle-{name}")
+        for name, given in (("exact", setup.exact), ("int4", setup.int4))
+    )
     yield contenders.edgellm(verdicts.EXACT, exact, load)
     if setup.llama_bench is None:
         prepare.say("without llama-bench: give --llama-bench PATH")

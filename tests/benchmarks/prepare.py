@@ -17,16 +17,15 @@ from dequantize import write_folder
 
 from edgellm.bundle.manifest import Source
 from edgellm_export.pipeline import Job, export_bundle
-from edgellm_export.recipe import recipe
+from edgellm_export.recipe import Recipe
 
 
-def bundle(gguf: Path, precision: str, work: Path) -> Path:
-    """The folder of a new bundle."""
-    out = work / f"bundle-{precision}"
+def bundle(gguf: Path, made_by: Recipe, out: Path) -> Path:
+    """`out`, now the folder of a new bundle."""
+    say(f"making {out}")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    job = Job(gguf, recipe(precision), Source(gguf.name), gguf.stem)
-    export_bundle(job, out, lambda line: say(f"  {line}"))
+    export_bundle(Job(gguf, made_by, Source(gguf.name), gguf.stem), out)
     return out
 
 
