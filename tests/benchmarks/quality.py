@@ -148,7 +148,7 @@ def distance_figures(report: Report, level: int) -> Iterator[Figure]:
     activations, limit = {4: ("int8", 0.005), 0: ("float32", 0.0003)}[level]
     scored = f"exact import, {activations} activations, {report.tokens} tokens"
     kl, top1 = known(report.kl_mean), known(report.top1_agreement)
-    yield Figure(f"{scored}: mean KL", f"{kl:.6f}", f"< {limit}", kl < limit)
+    yield Figure(f"{scored}: mean KL", f"{kl:.3g}", f"< {limit}", kl < limit)
     if level:
         yield Figure(f"{scored}: same best token", f"{top1:.2%}", "> 95 %", top1 > 0.95)
 
