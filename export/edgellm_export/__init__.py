@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def export(source: str | Path, recipe: str | None, out_dir: str | Path) -> Manifest:
     """The manifest of the bundle made from a local checkpoint in `out_dir`, a new folder.
 
-    `recipe` is a name of recipe.RECIPES, None for what suits the source. Errors as in pipeline.export_bundle; after one,
-    `out_dir` holds no bundle.
+    `recipe` is a name of recipe.RECIPES, None for what suits the source. Errors as in
+    pipeline.export_bundle; after one, `out_dir` holds no bundle.
     """
     from edgellm.bundle.manifest import Source
     from edgellm_export import recipe as recipes

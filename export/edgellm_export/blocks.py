@@ -1,7 +1,7 @@
 """The parts that decoder architectures are made of: stored weights, and the nodes that use them.
 
 Shapes: B batch, T new tokens, S cached tokens, H query heads, K kv heads, N head width, D model
-width, V vocabulary. A *stream* is (B, T, D), or (T, D) in a flat graph (see `Layout`).
+width, V vocabulary.
 Operators with no other source are ONNX Runtime's, docs/ContribOperators.md.
 """
 
@@ -54,14 +54,6 @@ class Position:
     total: Value
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Flat graphs keep the stream as (T, D): Gemm, which adds a block's minimum in the same node,
-    takes no batch axis. `lead` is the leading shape (B, T) that attention needs back, else None."""
-
-    lead: Value | None = None
-
-
 def store_rope(data: DataFile, frequencies: NDArray[np.float64], context: int) -> Rope:
     """Tables of cos and sin for `frequencies` (N / 2,), in radians a position."""
     angles = np.outer(np.arange(context), frequencies)
@@ -89,13 +81,13 @@ def embedding(g: Graph, ids: Value, table: Matrix) -> Value:
     )
     if not table.minima:
         return rows
-    shift = g.op("Gather", _block_shift(g, table), ids)
+    shift = g.op("Gather", _block_shift(g, table, table.minima.shape), ids)
     wide = g.op("Expand", g.op("Unsqueeze", shift, _ints(g, -1)), _ints(g, table.block_size))
     return g.op("Add", rows, g.op("Reshape", wide, _ints(g, 0, 0, inner)))
 
 
 def linear(g: Graph, x: Value, w: Matrix) -> Value:
-    """x (…, inner) @ w.T: (…, out). With minima, x is (T, inner).
+    """x (B, T, inner) @ w.T: (B, T, out).
 
     A block scale * q + minimum is split into scale * (q - 8) + (minimum + 8 * scale): the first
     part is MatMulNBits with its default zero point, the second needs only the sums of x over each
@@ -119,9 +111,12 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     )
     if not w.minima:
         return y
-    blocks = g.op("Reshape", x, _ints(g, 0, inner // w.block_size, w.block_size))
+    blocks = g.op("Reshape", x, _ints(g, 0, 0, inner // w.block_size, w.block_size))
     sums = g.op("ReduceSum", blocks, _ints(g, -1), keepdims=0)
-    return g.op("Gemm", sums, g.op("Transpose", _block_shift(g, w), perm=[1, 0]), y)
+    # Three axes keep ONNX Runtime from packing this matrix: a single row streams it from memory,
+    # and in its own layout that takes half the time.
+    shift = _block_shift(g, w, (1, out, inner // w.block_size))
+    return g.op("Add", y, g.op("FusedMatMul", sums, shift, transB=1))
 
 
 def rms_norm(g: Graph, x: Value, weight: Stored, eps: float) -> Value:
@@ -132,24 +127,21 @@ def add_rms_norm(
     g: Graph, x: Value, residual: Value, weight: Stored, eps: float
 ) -> tuple[Value, Value]:
     """The normalised sum of x and residual, and the sum itself: the new residual."""
-    outputs = g.ops(
+    normalised, mean, deviation, total = g.ops(
         "SkipSimplifiedLayerNormalization", x, residual, g.weight(weight), outputs=4, epsilon=eps
     )
-    return outputs[0], outputs[3]
+    g.omit(mean, deviation)
+    return normalised, total
 
 
 def attention(
-    g: Graph, qkv: Value, layer: int, heads: Heads, rope: Rope, position: Position, layout: Layout
+    g: Graph, qkv: Value, layer: int, heads: Heads, rope: Rope, position: Position
 ) -> Value:
     """Causal grouped-query attention over the cache of `layer`, which becomes input and output.
 
-    qkv holds the H + 2 K packed heads of the new tokens; returns H heads, same leading axes.
+    qkv (B, T, (H + 2 K) * N) holds the packed heads of the new tokens; returns (B, T, H * N).
     """
-    width = heads.width
-    if layout.lead is not None:
-        packed = g.constant(np.array([(heads.query + 2 * heads.kv) * width], np.int64))
-        qkv = g.op("Reshape", qkv, g.op("Concat", layout.lead, packed, axis=0))
-    shape = ("batch_size", heads.kv, "past_sequence_length", width)
+    shape = ("batch_size", heads.kv, "past_sequence_length", heads.width)
     past = [g.input(f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value")]
     y, key, value = g.ops(
         "GroupQueryAttention",
@@ -166,15 +158,21 @@ def attention(
         kv_num_heads=heads.kv,
         do_rotary=1,
     )
-    shape = ("batch_size", heads.kv, "total_sequence_length", width)
+    shape = ("batch_size", heads.kv, "total_sequence_length", heads.width)
     g.output(f"present.{layer}.key", key, FLOAT, shape)
     g.output(f"present.{layer}.value", value, FLOAT, shape)
-    return y if layout.lead is None else g.op("Reshape", y, _ints(g, -1, heads.query * width))
+    return y
 
 
-def gated_mlp(g: Graph, x: Value, gate_up: Matrix, down: Matrix) -> Value:
-    """down(silu(gate(x)) * up(x)); ONNX Runtime fuses Sigmoid and Mul into QuickGelu."""
-    gate, up = g.ops("Split", linear(g, x, gate_up), outputs=2, axis=-1, num_outputs=2)
+def gated_mlp(g: Graph, x: Value, gate_up: tuple[Matrix, ...], down: Matrix) -> Value:
+    """down(silu(gate(x)) * up(x)); `gate_up` is one packed matrix or the two of them.
+
+    ONNX Runtime fuses Sigmoid and Mul into QuickGelu.
+    """
+    if len(gate_up) == 1:
+        gate, up = g.ops("Split", linear(g, x, gate_up[0]), outputs=2, axis=-1, num_outputs=2)
+    else:
+        gate, up = (linear(g, x, matrix) for matrix in gate_up)
     silu = g.op("Mul", gate, g.op("Sigmoid", gate))
     return linear(g, g.op("Mul", silu, up), down)
 
@@ -184,13 +182,14 @@ def _float32(g: Graph, value: Value, stored: Stored) -> Value:
     return value if stored.dtype == np.float32 else g.op("Cast", value, to=int(FLOAT))
 
 
-def _block_shift(g: Graph, w: Matrix) -> Value:
-    """minimum + middle * scale of each block, (N, K / block_size); folded at load."""
+def _block_shift(g: Graph, w: Matrix, shape: tuple[int, ...]) -> Value:
+    """minimum + middle * scale of each block, seen in `shape`; folded at load."""
     if w.minima is None or w.scales is None:
         raise ValueError("only blocks with minima have a shift")
     middle = g.constant(np.array(1 << (w.bits - 1), np.float32))
-    scales = _float32(g, g.weight(w.scales), w.scales)
-    return g.op("Add", _float32(g, g.weight(w.minima), w.minima), g.op("Mul", scales, middle))
+    scales = _float32(g, g.weight(w.scales, shape), w.scales)
+    minima = _float32(g, g.weight(w.minima, shape), w.minima)
+    return g.op("Add", minima, g.op("Mul", scales, middle))
 
 
 def _explicit_zeros(g: Graph, w: Matrix) -> Value:

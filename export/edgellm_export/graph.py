@@ -103,6 +103,11 @@ class Graph:
         self._nodes.append(node)
         return node.outputs
 
+    def omit(self, *values: Value) -> None:
+        """Optional outputs that nobody wants: an unnamed one is not computed."""
+        for value in values:
+            value.name = ""
+
     def constant(self, array: NDArray[np.generic]) -> Value:
         """A small value that lives in the graph itself; equal ones are shared."""
         key = (array.dtype.str, array.shape, array.tobytes())

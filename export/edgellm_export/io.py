@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm_export.blocks import Layout, Position
+from edgellm_export.blocks import Position
 from edgellm_export.graph import FLOAT, INT32, INT64, Graph, Value
 
 
@@ -24,11 +24,10 @@ class Inputs:
 
     ids: Value
     position: Position
-    layout: Layout
     rows: Value | None
 
 
-def portable(g: Graph, flat: bool) -> Inputs:
+def portable(g: Graph) -> Inputs:
     """Standard inputs, right-padded batches; see the loaders' rules in the bundle's contract."""
     ids = g.input("input_ids", INT64, ("batch_size", "sequence_length"))
     mask = g.input("attention_mask", INT64, ("batch_size", "total_sequence_length"))
@@ -36,25 +35,20 @@ def portable(g: Graph, flat: bool) -> Inputs:
     count = g.op("Sub", g.op("ReduceSum", mask, one, keepdims=0), one)
     total = g.op("Gather", g.op("Shape", mask), g.constant(np.array(1, np.int64)))
     position = Position(g.op("Cast", count, to=int(INT32)), g.op("Cast", total, to=int(INT32)))
-    return Inputs(ids, position, Layout(g.op("Shape", ids) if flat else None), None)
+    return Inputs(ids, position, None)
 
 
-def native(g: Graph, flat: bool) -> Inputs:
+def native(g: Graph) -> Inputs:
     """Positions and logit rows as plain inputs: nothing is computed from a mask."""
     ids = g.input("input_ids", INT64, (1, "sequence_length"))
     last = g.input("last_position", INT32, (1,))
     total = g.input("total_positions", INT32, ())
     rows = g.input("logit_rows", INT64, ("rows",))
-    lead = g.constant(np.array([1, -1], np.int64)) if flat else None
-    return Inputs(ids, Position(last, total), Layout(lead), rows)
+    return Inputs(ids, Position(last, total), rows)
 
 
 def output_logits(g: Graph, inputs: Inputs, logits: Value, vocab_size: int) -> None:
-    """The logits output, (B, T, V) or (1, rows, V), from a stream of either layout."""
+    """The logits output, (B, T, V) or (1, rows, V)."""
     rows = "sequence_length" if inputs.rows is None else "rows"
     batch = "batch_size" if inputs.rows is None else 1
-    lead = inputs.layout.lead
-    if lead is not None:
-        last = g.constant(np.array([vocab_size], np.int64))
-        logits = g.op("Reshape", logits, g.op("Concat", lead, last, axis=0))
     g.output("logits", logits, FLOAT, (batch, rows, vocab_size))

@@ -87,7 +87,7 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     write_configs(out, checkpoint, shape, f"onnx/{portable.name}", job.sampling)
     notice("checking it against a numpy forward pass on the same weights")
     stored = StoredWeights(data, store.places)
-    candidate = verify.Candidate(out, native, portable, exact, shape, stored, store.places)
+    candidate = verify.Candidate(out, native, portable, exact, shape, data, stored, store.places)
     report = verify.check(candidate, checkpoint, notice)
     exact.unlink()
     manifest = Manifest(
@@ -109,8 +109,8 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
 
 
 def _draw(architecture: Architecture, weights: Any, path: Path, kind: str, g: Graph) -> None:
-    make = io.native if kind == "native" else io.portable
-    architecture.build(g, make(g, architecture.flat(weights)), weights)
+    inputs = io.native(g) if kind == "native" else io.portable(g)
+    architecture.build(g, inputs, weights)
     g.save(path)
 
 

@@ -24,10 +24,6 @@ class Architecture(Protocol):
 
     def shape(self, weights: Any) -> Shape: ...
 
-    def flat(self, weights: Any) -> bool:
-        """Whether the graph's stream has no batch axis (see blocks.Layout)."""
-        ...
-
     def build(self, g: Graph, inputs: Inputs, weights: Any) -> None:
         """Add every node from token ids to logits."""
         ...

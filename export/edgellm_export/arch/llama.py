@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from edgellm.bundle.manifest import Shape
 from edgellm.errors import Incompatible
 from edgellm_export import blocks
@@ -29,7 +27,7 @@ class Layer:
     qkv: Matrix
     out: Matrix
     mlp_norm: Stored
-    gate_up: Matrix
+    gate_up: tuple[Matrix, ...]
     down: Matrix
 
 
@@ -69,7 +67,7 @@ def _layer(weights: WeightStore, i: int) -> Layer:
         weights.linear(f"{name}.qkv", *(f"{at}.self_attn.{p}_proj" for p in "qkv")),
         weights.linear(f"{name}.out", f"{at}.self_attn.o_proj"),
         weights.vector(f"{at}.post_attention_layernorm.weight"),
-        weights.linear(f"{name}.gate_up", f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
+        weights.gate_up(name, f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
         weights.linear(f"{name}.down", f"{at}.mlp.down_proj"),
     )
 
@@ -88,14 +86,12 @@ def _refuse(config: Mapping[str, Any]) -> None:
 def build(g: Graph, inputs: Inputs, w: Llama) -> None:
     eps, heads = w.config["rms_norm_eps"], w.heads
     residual = blocks.embedding(g, inputs.ids, w.embedding)  # (B, T, D)
-    if inputs.layout.lead is not None:
-        residual = g.op("Reshape", residual, g.constant(np.array([-1, w.embedding.shape[1]])))
     x = blocks.rms_norm(g, residual, w.layers[0].input_norm, eps)
     norms = [layer.input_norm for layer in w.layers[1:]] + [w.norm]
     for i, (layer, next_norm) in enumerate(zip(w.layers, norms, strict=True)):
         with g.scope(f"layers.{i}"):
             x = blocks.linear(g, x, layer.qkv)
-            x = blocks.attention(g, x, i, heads, w.rope, inputs.position, inputs.layout)
+            x = blocks.attention(g, x, i, heads, w.rope, inputs.position)
             if layer is w.layers[-1] and inputs.rows is not None:
                 # Past the last attention only the asked-for rows matter.
                 x, residual = _rows(g, x, inputs), _rows(g, residual, inputs)
@@ -107,8 +103,8 @@ def build(g: Graph, inputs: Inputs, w: Llama) -> None:
 
 
 def _rows(g: Graph, stream: Value, inputs: Inputs) -> Value:
-    axis = 1 if inputs.layout.lead is None else 0
-    return g.op("Gather", stream, inputs.rows, axis=axis)
+    """(1, T, …) to (1, R, …)"""
+    return g.op("Gather", stream, inputs.rows, axis=1)
 
 
 def shape(w: Llama) -> Shape:
@@ -124,8 +120,3 @@ def shape(w: Llama) -> Shape:
         context_length=c["max_position_embeddings"],
         parameters=w.parameters,
     )
-
-
-def flat(w: Llama) -> bool:
-    matrices = [m for layer in w.layers for m in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-    return any(m.minima for m in (*matrices, w.head))
