@@ -51,10 +51,12 @@ def _write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
         header[name] = {"dtype": "F32", "shape": [*shape], "data_offsets": [begin, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name in names:
             file.write(to_float32(checkpoint.weight(name)).astype("<f4").tobytes())
+    part.replace(path)
 
 
 def _json(path: Path, value: Mapping[str, Any]) -> None:
