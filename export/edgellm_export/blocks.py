@@ -164,15 +164,9 @@ def attention(
     return y
 
 
-def gated_mlp(g: Graph, x: Value, gate_up: tuple[Matrix, ...], down: Matrix) -> Value:
-    """down(silu(gate(x)) * up(x)); `gate_up` is one packed matrix or the two of them.
-
-    ONNX Runtime fuses Sigmoid and Mul into QuickGelu.
-    """
-    if len(gate_up) == 1:
-        gate, up = g.ops("Split", linear(g, x, gate_up[0]), outputs=2, axis=-1, num_outputs=2)
-    else:
-        gate, up = (linear(g, x, matrix) for matrix in gate_up)
+def gated_mlp(g: Graph, x: Value, gate_up: Matrix, down: Matrix) -> Value:
+    """down(silu(gate(x)) * up(x)); ONNX Runtime fuses Sigmoid and Mul into QuickGelu."""
+    gate, up = g.ops("Split", linear(g, x, gate_up), outputs=2, axis=-1, num_outputs=2)
     silu = g.op("Mul", gate, g.op("Sigmoid", gate))
     return linear(g, g.op("Mul", silu, up), down)
 

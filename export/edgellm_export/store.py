@@ -52,17 +52,6 @@ class WeightStore:
         """One matrix from the output features of `parts`, treated as a layer."""
         return self._matrix(name, parts, self.recipe.linear)
 
-    def gate_up(self, name: str, gate: str, up: str) -> tuple[Matrix, ...]:
-        """Two matrices, which saves the Split; one where each would pay for its own minima."""
-        if self._has_minima(gate):
-            return (self.linear(f"{name}.gate_up", gate, up),)
-        return self.linear(f"{name}.gate", gate), self.linear(f"{name}.up", up)
-
-    def _has_minima(self, part: str) -> bool:
-        weight = self.checkpoint.weight(f"{part}.weight")
-        kept = isinstance(self.recipe.linear, Keep)
-        return kept and isinstance(weight, Blocks) and weight.minima is not None
-
     def outer(self, name: str, part: str) -> Matrix:
         """Embedding or lm_head: the recipe's `head` treatment."""
         return self._matrix(name, (part,), self.recipe.head)

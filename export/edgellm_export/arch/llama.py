@@ -27,7 +27,7 @@ class Layer:
     qkv: Matrix
     out: Matrix
     mlp_norm: Stored
-    gate_up: tuple[Matrix, ...]
+    gate_up: Matrix
     down: Matrix
 
 
@@ -67,7 +67,7 @@ def _layer(weights: WeightStore, i: int) -> Layer:
         weights.linear(f"{name}.qkv", *(f"{at}.self_attn.{p}_proj" for p in "qkv")),
         weights.linear(f"{name}.out", f"{at}.self_attn.o_proj"),
         weights.vector(f"{at}.post_attention_layernorm.weight"),
-        weights.gate_up(name, f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
+        weights.linear(f"{name}.gate_up", f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
         weights.linear(f"{name}.down", f"{at}.mlp.down_proj"),
     )
 
