@@ -100,7 +100,7 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
             "portable": GraphFile("portable", f"onnx/{portable.name}", f"onnx/{data.path.name}"),
         },
         files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
-        recipe=dataclasses.asdict(chosen),
+        recipe=chosen.to_json(),
         self_check=report.to_json(),
         weight_bytes=_weight_bytes(store.places),
     )

@@ -55,6 +55,27 @@ class Recipe:
         if self.accuracy_level not in (0, 4):
             raise UsageError(f"accuracy_level must be 0 or 4, got {self.accuracy_level}")
 
+    def to_json(self) -> dict[str, str | int]:
+        """What the manifest records, in words."""
+        return {
+            "name": self.name,
+            "linear": describe(self.linear),
+            "head": describe(self.head),
+            "accuracy_level": self.accuracy_level,
+        }
+
+
+def describe(treatment: Treatment) -> str:
+    """One line for a person."""
+    match treatment:
+        case Integer(bits, block_size, asymmetric):
+            kind = "asymmetric" if asymmetric else "symmetric"
+            return f"int{bits}, {kind} blocks of {block_size}, round to nearest"
+        case Float(dtype):
+            return dtype
+        case _:
+            return "as the checkpoint has it"
+
 
 RECIPES = {
     recipe.name: recipe
