@@ -41,9 +41,9 @@ class Job:
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
-    """A GGUF file keeps its own blocks; a folder of floats becomes int8, which costs next to no
-    quality (round to nearest at 4 bits would ruin a small model)."""
-    return recipe("exact" if checkpoint.path.is_file() else "int8")
+    """A GGUF file, GPTQ and AWQ keep their own blocks; a folder of floats becomes int8, which costs
+    next to no quality (round to nearest at 4 bits would ruin a small model)."""
+    return recipe("exact" if checkpoint.quantized else "int8")
 
 
 def silent(line: str) -> None:

@@ -170,8 +170,7 @@ def write_folder(
     (folder / "tokenizer.json").write_text(tokenizer().to_str(), encoding="utf-8")
     names = sorted(kept)
     if shards == 1:
-        (folder / "model.safetensors").write_bytes(_safetensors(kept, names, dtype))
-        return folder
+        return write_tensors(folder, kept, dtype)
     files = {
         n: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, n in enumerate(names)
     }
@@ -182,16 +181,26 @@ def write_folder(
     return folder
 
 
+def write_tensors(folder: Path, tensors: Mapping[str, Array | None], dtype: str = "F32") -> Path:
+    """`folder` with these as its only weights."""
+    kept = {name: values for name, values in tensors.items() if values is not None}
+    (folder / "model.safetensors").write_bytes(_safetensors(kept, sorted(kept), dtype))
+    return folder
+
+
 def _json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
 def _safetensors(tensors: Mapping[str, Array], names: Sequence[str], dtype: str) -> bytes:
+    """Float32 arrays as `dtype`, others as they are."""
+    own = {"int32": "I32", "float16": "F16"}
     entries, data = {}, b""
     for name in names:
-        raw = _raw(tensors[name], dtype)
+        kind = own.get(str(tensors[name].dtype), dtype)
+        raw = _raw(tensors[name], kind)
         offsets = [len(data), len(data) + len(raw)]
-        entries[name] = {"dtype": dtype, "shape": tensors[name].shape, "data_offsets": offsets}
+        entries[name] = {"dtype": kind, "shape": tensors[name].shape, "data_offsets": offsets}
         data += raw
     header = json.dumps(entries).encode()
     return struct.pack("<Q", len(header)) + header + data
@@ -200,7 +209,7 @@ def _safetensors(tensors: Mapping[str, Array], names: Sequence[str], dtype: str)
 def _raw(values: Array, dtype: str) -> bytes:
     if dtype == "BF16":
         return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    return values.astype({"F32": np.float32, "F16": np.float16}[dtype]).tobytes()
+    return values.astype({"F32": np.float32, "F16": np.float16, "I32": np.int32}[dtype]).tobytes()
 
 
 def write_gguf(

@@ -27,6 +27,7 @@ class GgufCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.quantized = True
         self._file = container.read(path)
         self._architecture = words.architecture(self._file)
         self._names = words.tensor_names(self._file, self._architecture)
