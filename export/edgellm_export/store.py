@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,6 +27,9 @@ from edgellm_export.weights import (
     unpack,
 )
 
+# transformers.js has no word for 2 bits; q4 is what it would load them as.
+_SUFFIX = {2: "_q4", 4: "_q4", 8: "_quantized"}
+_FLOAT_SUFFIX = {"float32": "", "float16": "_fp16"}
 # Tensors that some checkpoints carry and no graph needs.
 IGNORED = ("rotary_emb.inv_freq",)
 
@@ -103,6 +107,17 @@ class WeightStore:
             start = stop
         self.parameters += matrix.shape[0] * matrix.shape[1]
         return matrix
+
+
+def stored_suffix(store: WeightStore) -> str:
+    """The suffix (see Recipe) of what most weights of the layers are stored as."""
+    counts: Counter[str] = Counter()
+    for name, place in store.places.items():
+        if isinstance(place.stored, Matrix) and ".layers." in name:
+            m = place.stored
+            kind = _FLOAT_SUFFIX[str(m.values.dtype)] if m.scales is None else _SUFFIX[m.bits]
+            counts[kind] += (place.stop - place.start) * m.shape[1]
+    return counts.most_common(1)[0][0] if counts else ""
 
 
 def joined(parts: Sequence[Matrix]) -> Matrix:

@@ -75,7 +75,7 @@ class SafetensorsCheckpoint:
             )
 
         def read() -> Float32:
-            values = _floats(file, tensor)
+            values = read_floats(file, tensor)
             all_finite(file.path, name, values)
             return values
 
@@ -140,7 +140,8 @@ def _separate_settings(folder: Path) -> dict[str, Any]:
     return {"quant_method": "gptq", **settings} if settings else {}
 
 
-def _floats(file: container.SafetensorsFile, tensor: container.Tensor) -> Float32:
+def read_floats(file: container.SafetensorsFile, tensor: container.Tensor) -> Float32:
+    """The float32 values of a tensor of DTYPES."""
     raw = file.raw(tensor)
     if tensor.kind == "BF16":
         return widen_bfloat16(raw).reshape(tensor.shape)
