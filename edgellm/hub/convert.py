@@ -18,13 +18,14 @@ _NEEDED = ("onnx_ir", "gguf")
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """What to make a bundle of. `precision` None: what suits `source`; `sampling`: what the
-    model's authors recommend, where the source itself does not say."""
+    model's authors recommend, where the source itself does not say; `lora`: an adapter to merge."""
 
     source: Path
     origin: Source
     name: str
     precision: str | None = None
     sampling: Sampling | None = None
+    lora: Path | None = None
 
 
 class Converter(Protocol):
@@ -51,7 +52,9 @@ class Exporter:
         chosen = recipe(job.precision) if job.precision else None
         sampling = generation_keys(job.sampling) if job.sampling else {}
         export_bundle(
-            Job(job.source, chosen, job.origin, job.name, sampling), out, self._progress.notice
+            Job(job.source, chosen, job.origin, job.name, sampling, job.lora),
+            out,
+            self._progress.notice,
         )
 
 

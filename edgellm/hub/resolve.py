@@ -50,10 +50,12 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 @dataclass(frozen=True, slots=True)
 class HubOptions:
-    """`offline` tries no source; `precision` None keeps what suits the source."""
+    """`offline` tries no source; `precision` None keeps what suits the source; `lora` is the folder
+    of an adapter that `export_to` merges."""
 
     offline: bool = False
     precision: str | None = None
+    lora: Path | None = None
 
     def __post_init__(self) -> None:
         if self.precision is not None and not _PRECISION.fullmatch(self.precision):
@@ -69,6 +71,7 @@ class _Wanted:
     path: Path | None = None
     licence: str | None = None
     sampling: Sampling | None = None
+    lora: Path | None = None
 
 
 def open_bundle(
@@ -140,7 +143,8 @@ def export_to(
     """
     if target.exists():
         raise StorageFailed(f"{target} exists already; remove it or choose another folder")
-    wanted = replace(_wanted(reference, store, None), name=model_name(target.name))
+    name = model_name(target.name)
+    wanted = replace(_wanted(reference, store, None), name=name, lora=options.lora)
     if options.offline and wanted.path is None:
         raise Refused(f"offline mode fetches nothing; give {reference} as a local file")
     chosen = converter or Exporter(progress)
@@ -211,7 +215,9 @@ def _convert(
     need_space(folder, tree_bytes(path) if path.is_dir() else path.stat().st_size)
     origin = replace(origin, licence=wanted.licence or origin.licence)
     try:
-        converter.convert(Conversion(path, origin, wanted.name, precision, wanted.sampling), folder)
+        converter.convert(
+            Conversion(path, origin, wanted.name, precision, wanted.sampling, wanted.lora), folder
+        )
     except OSError as error:
         if is_full(error):
             raise StorageFailed(explain(error, folder)) from error

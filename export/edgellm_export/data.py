@@ -45,6 +45,10 @@ class DataFile:
         self._write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return stored
 
+    def rename(self, name: str) -> None:
+        """The same file in its folder under another name, once it is closed."""
+        self.path = self.path.rename(self.path.with_name(name))
+
     def _write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         self._hash.update(data)

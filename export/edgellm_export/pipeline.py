@@ -18,12 +18,13 @@ from edgellm.errors import StorageFailed
 from edgellm_export import arch, io, verify
 from edgellm_export.arch import Architecture
 from edgellm_export.checkpoint import Checkpoint
+from edgellm_export.checkpoint.lora import REQUANTIZED, LoraCheckpoint
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile, Stored
 from edgellm_export.graph import EXACT, Graph
-from edgellm_export.recipe import Recipe, recipe
-from edgellm_export.store import Place, StoredWeights, WeightStore
+from edgellm_export.recipe import Integer, Keep, Recipe, Treatment, describe, recipe
+from edgellm_export.store import Place, StoredWeights, WeightStore, stored_suffix
 
 PRODUCER = "edgellm 0.1.0"
 
@@ -31,19 +32,20 @@ PRODUCER = "edgellm 0.1.0"
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to export. `recipe` None: what suits the source (see `default_recipe`); `sampling`: keys
-    of generation_config.json that the source may lack."""
+    of generation_config.json that the source may lack; `lora`: folder of an adapter to merge."""
 
     source: Path
     recipe: Recipe | None
     origin: Source
     name: str
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    lora: Path | None = None
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
-    """A GGUF file keeps its own blocks; a folder of floats becomes int8, which costs next to no
-    quality (round to nearest at 4 bits would ruin a small model)."""
-    return recipe("exact" if checkpoint.path.is_file() else "int8")
+    """A GGUF file, GPTQ and AWQ keep their own blocks; a folder of floats becomes int8, which costs
+    next to no quality (round to nearest at 4 bits would ruin a small model)."""
+    return recipe("exact" if checkpoint.quantized else "int8")
 
 
 def silent(line: str) -> None:
@@ -63,18 +65,20 @@ def export_bundle(job: Job, out: Path, notice: Callable[[str], None] = silent) -
 
 
 def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
-    checkpoint = open_checkpoint(job.source)
+    checkpoint = _open(job)
     architecture = arch.find(checkpoint.config["model_type"])
     graphs = out / "onnx"
     graphs.mkdir()
     chosen = job.recipe or default_recipe(checkpoint)
-    suffix = chosen.suffix
+    instead = _instead(checkpoint, chosen, notice)
+    notice(f"converting {job.name} ({chosen.name})")
+    with DataFile(graphs / "weights") as data:
+        store = WeightStore(checkpoint, chosen, data, instead)
+        weights = architecture.store(store)
+    suffix = stored_suffix(store) if chosen.linear == Keep() else chosen.suffix
+    data.rename(f"model{suffix}.onnx_data")
     native, portable = graphs / f"edgellm{suffix}.onnx", graphs / f"model{suffix}.onnx"
     exact = graphs / f"check{suffix}.onnx"
-    notice(f"converting {job.name} ({chosen.name})")
-    with DataFile(graphs / f"model{suffix}.onnx_data") as data:
-        store = WeightStore(checkpoint, chosen, data)
-        weights = architecture.store(store)
     for path, kind, level in (
         (native, "native", chosen.accuracy_level),
         (portable, "portable", chosen.accuracy_level),
@@ -100,12 +104,30 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
             "portable": GraphFile("portable", f"onnx/{portable.name}", f"onnx/{data.path.name}"),
         },
         files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
-        recipe=chosen.to_json(),
+        recipe=chosen.to_json() | ({"lora": job.lora.name} if job.lora else {}),
         self_check=report.to_json(),
         weight_bytes=_weight_bytes(store.places),
     )
     (out / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _open(job: Job) -> Checkpoint:
+    checkpoint = open_checkpoint(job.source)
+    return checkpoint if job.lora is None else LoraCheckpoint(checkpoint, job.lora)
+
+
+def _instead(
+    checkpoint: Checkpoint, chosen: Recipe, notice: Callable[[str], None]
+) -> Mapping[str, Treatment]:
+    """What becomes of merged weights when the recipe keeps all others."""
+    if not isinstance(checkpoint, LoraCheckpoint) or chosen.linear != Keep():
+        return {}
+    instead = checkpoint.instead()
+    count = sum(isinstance(treatment, Integer) for treatment in instead.values())
+    if count:
+        notice(f"{count} merged layers become {describe(REQUANTIZED)}; the others stay exact")
+    return instead
 
 
 def _draw(architecture: Architecture, weights: Any, path: Path, kind: str, g: Graph) -> None:

@@ -48,7 +48,8 @@ Treatment = Keep | Float | Integer
 class Recipe:
     """`linear` for the layers, `head` for the embedding and lm_head (stored once when tied).
 
-    `suffix` names the files as transformers.js expects them for that precision. `accuracy_level`
+    `suffix` names the files as transformers.js expects them for that precision; one that keeps
+    its source's blocks is named after these instead (store.stored_suffix). `accuracy_level`
     4 rounds activations to int8 per block, 0 keeps them float32 (slow, for measuring).
     """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,12 +20,16 @@ from edgellm_export.weights import (
     Dense,
     Float32,
     Weight,
+    alike,
     pack,
     stack,
     to_float32,
     unpack,
 )
 
+# transformers.js has no word for 2 bits; q4 is what it would load them as.
+_SUFFIX = {2: "_q4", 4: "_q4", 8: "_quantized"}
+_FLOAT_SUFFIX = {"float32": "", "float16": "_fp16"}
 # Tensors that some checkpoints carry and no graph needs.
 IGNORED = ("rotary_emb.inv_freq",)
 
@@ -40,16 +46,23 @@ class Place:
 
 @dataclass
 class WeightStore:
-    """Writes weights to `data` as the recipe wants them and remembers where each one went."""
+    """Writes weights to `data` as the recipe wants them and remembers where each one went.
+
+    `instead` has the treatment of single tensors for which the recipe's does not do.
+    """
 
     checkpoint: Checkpoint
     recipe: Recipe
     data: DataFile
+    instead: Mapping[str, Treatment] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     parameters: int = 0
 
     def linear(self, name: str, *parts: str) -> Matrix:
-        """One matrix from the output features of `parts`, treated as a layer."""
+        """One matrix from the output features of `parts`, treated as a layer.
+
+        Formats that differ stay apart inside it: as one they would have to become float32.
+        """
         return self._matrix(name, parts, self.recipe.linear)
 
     def outer(self, name: str, part: str) -> Matrix:
@@ -76,6 +89,13 @@ class WeightStore:
 
     def _matrix(self, name: str, parts: tuple[str, ...], treatment: Treatment) -> Matrix:
         weights = [self.checkpoint.weight(f"{part}.weight") for part in parts]
+        treatments = {self.instead.get(f"{part}.weight", treatment) for part in parts}
+        if len(treatments) > 1 or (treatments == {Keep()} and not _joinable(weights)):
+            names = [f"{name}.{part.rpartition('.')[2]}" for part in parts]
+            return joined(
+                [self._matrix(n, (p,), treatment) for n, p in zip(names, parts, strict=True)]
+            )
+        treatment = treatments.pop()
         try:
             matrix = store_matrix(self.data, name, treat(stack(weights), treatment))
         except Incompatible as error:
@@ -87,6 +107,27 @@ class WeightStore:
             start = stop
         self.parameters += matrix.shape[0] * matrix.shape[1]
         return matrix
+
+
+def stored_suffix(store: WeightStore) -> str:
+    """The suffix (see Recipe) of what most weights of the layers are stored as."""
+    counts: Counter[str] = Counter()
+    for name, place in store.places.items():
+        if isinstance(place.stored, Matrix) and ".layers." in name:
+            m = place.stored
+            kind = _FLOAT_SUFFIX[str(m.values.dtype)] if m.scales is None else _SUFFIX[m.bits]
+            counts[kind] += (place.stop - place.start) * m.shape[1]
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+def joined(parts: Sequence[Matrix]) -> Matrix:
+    """Matrices over the same inputs as one, each stored as it is."""
+    shape = (sum(part.shape[0] for part in parts), parts[0].shape[1])
+    return replace(parts[0], shape=shape, parts=tuple(parts))
+
+
+def _joinable(weights: Sequence[Weight]) -> bool:
+    return all(isinstance(weight, Dense) for weight in weights) or alike(weights)
 
 
 def store_matrix(data: DataFile, name: str, weight: Weight) -> Matrix:
@@ -106,6 +147,7 @@ def store_matrix(data: DataFile, name: str, weight: Weight) -> Matrix:
         data.append(f"{name}.scales", weight.scales),
         None if zeros is None else data.append(f"{name}.zeros", _pack_rows(zeros, weight.bits)),
         None if minima is None else data.append(f"{name}.minima", minima),
+        weight.lowest,
     )
 
 
@@ -156,6 +198,7 @@ class StoredWeights:
             self._read(m.scales)[rows],
             zeros,
             None if m.minima is None else self._read(m.minima)[rows],
+            m.lowest,
         )
 
     def _read(self, stored: Stored) -> np.ndarray:

@@ -40,8 +40,10 @@ class Blocks:
     packed  uint8 (N, K / block_size, block_size * bits / 8), low bits first, consecutive k
     scales  float16 or float32 (N, K / block_size)
     zero_points  None: the middle, 2^(bits-1); else uint8 (N, K / block_size), not packed
-    minima  None, or (N, K / block_size): the block is scale * q + minimum (GGUF Q4_1). Never
-            together with zero_points.
+    minima  None, or (N, K / block_size): the block is scale * (code - lowest) + minimum (GGUF
+            Q4_1). Never together with zero_points.
+    lowest  the code that stands for 0 in blocks with minima. 5 bits lie in the middle of 8, as 112
+            to 143: kernels see them centred, and the minimum stays as the checkpoint has it.
 
     Source: com.microsoft.MatMulNBits in ONNX Runtime's ContribOperators.md.
     """
@@ -52,6 +54,7 @@ class Blocks:
     scales: NDArray[np.floating]
     zero_points: NDArray[np.uint8] | None = None
     minima: NDArray[np.floating] | None = None
+    lowest: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,7 +71,9 @@ class Blocks:
         q = self.codes().reshape(n, -1, self.block_size).astype(np.float32)
         scales = self.scales.astype(np.float32)[..., None]
         if self.minima is not None:
-            values = q * scales + self.minima.astype(np.float32)[..., None]
+            values = (q - np.float32(self.lowest)) * scales + self.minima.astype(np.float32)[
+                ..., None
+            ]
         elif self.zero_points is not None:
             values = (q - self.zero_points.astype(np.float32)[..., None]) * scales
         else:
@@ -84,6 +89,7 @@ class Blocks:
             self.scales[index],
             None if self.zero_points is None else self.zero_points[index],
             None if self.minima is None else self.minima[index],
+            self.lowest,
         )
 
 
@@ -115,30 +121,39 @@ def stack(parts: Sequence[Weight]) -> Weight:
 
     Mixed formats become float32, whose values are exact.
     """
-    first = parts[0]
-    if isinstance(first, Blocks) and all(_alike(first, other) for other in parts):
-        blocks = [part for part in parts if isinstance(part, Blocks)]
-        return Blocks(
-            first.bits,
-            first.block_size,
-            np.concatenate([b.packed for b in blocks]),
-            np.concatenate([b.scales for b in blocks]),
-            _join([b.zero_points for b in blocks]),
-            _join([b.minima for b in blocks]),
-        )
-    shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+    blocks = [part for part in parts if isinstance(part, Blocks)]
+    if len(blocks) == len(parts) and alike(parts):
+        return concatenate(blocks)
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
     kinds = {part.dtype if isinstance(part, Dense) else "float32" for part in parts}
     dtype = kinds.pop() if len(kinds) == 1 else "float32"
     return Dense(shape, dtype, lambda: np.concatenate([to_float32(part) for part in parts]))
 
 
-def _alike(a: Blocks, b: Weight) -> bool:
-    return (
-        isinstance(b, Blocks)
-        and (a.bits, a.block_size, a.scales.dtype) == (b.bits, b.block_size, b.scales.dtype)
-        and (a.zero_points is None) == (b.zero_points is None)
-        and (a.minima is None) == (b.minima is None)
+def concatenate(blocks: Sequence[Blocks]) -> Blocks:
+    """Output features of blocks of one format, one after another."""
+    first = blocks[0]
+    return Blocks(
+        first.bits,
+        first.block_size,
+        np.concatenate([b.packed for b in blocks]),
+        np.concatenate([b.scales for b in blocks]),
+        _join([b.zero_points for b in blocks]),
+        _join([b.minima for b in blocks]),
+        first.lowest,
     )
+
+
+def alike(parts: Sequence[Weight]) -> bool:
+    """Whether all have one format, so that `stack` changes nothing about them."""
+    return len({_format(part) for part in parts}) == 1
+
+
+def _format(w: Weight) -> tuple[object, ...]:
+    if isinstance(w, Dense):
+        return (w.dtype,)
+    minima = None if w.minima is None else w.minima.dtype
+    return w.bits, w.block_size, w.scales.dtype, w.zero_points is None, minima, w.lowest
 
 
 def _join(parts: Sequence[NDArray[G] | None]) -> NDArray[G] | None:

@@ -133,20 +133,6 @@ def test_float_tensors_are_exact(tmp_path: Path, kind: Kind) -> None:
     assert found.dtype == {Kind.F32: "float32", Kind.F16: "float16", Kind.BF16: "bfloat16"}[kind]
 
 
-@pytest.mark.parametrize("kind", [Kind.Q5_0, Kind.Q5_1, Kind.F32])
-def test_other_types_are_dequantized_and_the_user_is_told(tmp_path: Path, kind: Kind) -> None:
-    weights = tensors()
-    file = write(tmp_path / "m.gguf", weights, {"blk.0.ffn_up.weight": kind})
-    checkpoint = GgufCheckpoint(file)
-    expected = gguf.quants.dequantize(
-        gguf.quants.quantize(weights["blk.0.ffn_up.weight"], kind), kind
-    )
-    found = to_float32(checkpoint.weight("model.layers.0.mlp.up_proj.weight"))
-    assert np.array_equal(found, expected)
-    told = f"1 tensors of type {kind.name} are dequantized: not carried over exactly"
-    assert checkpoint.notices == ([] if kind == Kind.F32 else [told])
-
-
 def converter_permute(weights: Array, heads: int) -> Array:
     """`permute` of llama.cpp's convert_hf_to_gguf.py, literally."""
     return (

@@ -36,7 +36,8 @@ PLAIN = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-SUFFIXES = {"exact": "_q4", "int4": "_q4", "int8": "_quantized", "fp16": "_fp16", "fp32": ""}
+# "exact" names what it found: here float32.
+SUFFIXES = {"exact": "", "int4": "_q4", "int8": "_quantized", "fp16": "_fp16", "fp32": ""}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,30 @@ def test_an_exact_import_adds_no_weight(tmp_path: Path, kind: Kind) -> None:
     wanted = blocks[Kind.Q8_0] * table.size
     wanted += sum(blocks[kind] * v.size if v.ndim == 2 else 4 * v.size for v in tensors.values())
     wanted += 2 * 4 * TINY.context * TINY.width / 2  # rotary tables
-    assert wanted <= made.files["onnx/model_q4.onnx_data"].bytes <= wanted + 64 * 40
+    (data,) = {graph.data for graph in made.graphs.values()}
+    assert wanted <= made.files[data].bytes <= wanted + 64 * 40
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [
+        (Kind.Q4_0, "_q4"),
+        (Kind.Q4_1, "_q4"),
+        (Kind.Q5_0, "_quantized"),
+        (Kind.Q8_0, "_quantized"),
+        (Kind.F16, "_fp16"),
+        (Kind.BF16, ""),
+        (Kind.F32, ""),
+    ],
+)
+def test_an_exact_import_is_named_after_what_the_layers_hold(
+    tmp_path: Path, kind: Kind, suffix: str
+) -> None:
+    source = tiny.write_gguf(tmp_path / "m.gguf", TINY, kind)
+    made = make_bundle(source, tmp_path / "out")
+    assert made.graphs["native"].path == f"onnx/edgellm{suffix}.onnx"
+    assert made.graphs["portable"].path == f"onnx/model{suffix}.onnx"
+    assert {graph.data for graph in made.graphs.values()} == {f"onnx/model{suffix}.onnx_data"}
 
 
 @pytest.mark.weights

@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from edgellm.bundle.manifest import Manifest, Shape, Source
+from edgellm.runtime.cache import KVCache
+from edgellm.runtime.options import LoadOptions
+from edgellm.runtime.session import Session
 from edgellm_export import io
 from edgellm_export.arch import llama
 from edgellm_export.checkpoint import Checkpoint
@@ -89,6 +92,8 @@ WIDE_HEADS = replace(TINY, width=32, seed=2)
 ONE_KV_HEAD = replace(TINY, kv_heads=1, seed=3)
 ALL_KV_HEADS = replace(TINY, kv_heads=4, seed=4)
 LONG = replace(TINY, rope_scaling=LLAMA3, seed=5)
+# Wide enough for GGUF's blocks of 256.
+SUPER = replace(TINY, hidden=256, inner=256, width=64, seed=6)
 
 
 def weights(sizes: Sizes) -> dict[str, NDArray[np.float32]]:
@@ -165,8 +170,7 @@ def write_folder(
     (folder / "tokenizer.json").write_text(tokenizer().to_str(), encoding="utf-8")
     names = sorted(kept)
     if shards == 1:
-        (folder / "model.safetensors").write_bytes(_safetensors(kept, names, dtype))
-        return folder
+        return write_tensors(folder, kept, dtype)
     files = {
         n: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, n in enumerate(names)
     }
@@ -177,16 +181,26 @@ def write_folder(
     return folder
 
 
+def write_tensors(folder: Path, tensors: Mapping[str, Array | None], dtype: str = "F32") -> Path:
+    """`folder` with these as its only weights."""
+    kept = {name: values for name, values in tensors.items() if values is not None}
+    (folder / "model.safetensors").write_bytes(_safetensors(kept, sorted(kept), dtype))
+    return folder
+
+
 def _json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
 def _safetensors(tensors: Mapping[str, Array], names: Sequence[str], dtype: str) -> bytes:
+    """Float32 arrays as `dtype`, others as they are."""
+    own = {"int32": "I32", "float16": "F16"}
     entries, data = {}, b""
     for name in names:
-        raw = _raw(tensors[name], dtype)
+        kind = own.get(str(tensors[name].dtype), dtype)
+        raw = _raw(tensors[name], kind)
         offsets = [len(data), len(data) + len(raw)]
-        entries[name] = {"dtype": dtype, "shape": tensors[name].shape, "data_offsets": offsets}
+        entries[name] = {"dtype": kind, "shape": tensors[name].shape, "data_offsets": offsets}
         data += raw
     header = json.dumps(entries).encode()
     return struct.pack("<Q", len(header)) + header + data
@@ -195,7 +209,7 @@ def _safetensors(tensors: Mapping[str, Array], names: Sequence[str], dtype: str)
 def _raw(values: Array, dtype: str) -> bytes:
     if dtype == "BF16":
         return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    return values.astype({"F32": np.float32, "F16": np.float16}[dtype]).tobytes()
+    return values.astype({"F32": np.float32, "F16": np.float16, "I32": np.int32}[dtype]).tobytes()
 
 
 def write_gguf(
@@ -204,8 +218,13 @@ def write_gguf(
     kind: Kind = Kind.Q4_1,
     embedding: Kind = Kind.Q8_0,
     changes: Mapping[str, Array] | None = None,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> Path:
-    """The same model as a GGUF file: matrices of `kind`, norms F32."""
+    """The same model as a GGUF file: matrices of `kind`, norms F32.
+
+    `kinds` has other types for parts of names ("v_proj"). Types that gguf cannot quantize hold
+    random numbers.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_license("apache-2.0")
@@ -224,13 +243,41 @@ def write_gguf(
         theirs, rows = _gguf_tensor(name, values, sizes)
         outer = theirs in ("token_embd.weight", "output.weight")
         chosen = Kind.F32 if rows.ndim == 1 else embedding if outer else kind
-        data = gguf.quants.quantize(rows, chosen)
+        if rows.ndim == 2:
+            chosen = next((k for part, k in (kinds or {}).items() if part in name), chosen)
+        data = quantized(rows, chosen)
         writer.add_tensor(theirs, data, raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+# Where types that gguf cannot quantize have their float16 scales, and values for weights near 0.06.
+_SCALES: Mapping[Kind, Mapping[int, float]] = {
+    Kind.Q2_K: {80: 6e-3, 82: 9e-3},
+    Kind.Q3_K: {108: 1.5e-3},
+    Kind.Q4_K: {0: 4e-4, 2: 3e-3},
+    Kind.Q5_K: {0: 2e-4, 2: 3e-3},
+    Kind.Q6_K: {208: 5e-5},
+    Kind.IQ4_NL: {0: 1e-3},
+    Kind.IQ4_XS: {0: 5e-5},
+    Kind.IQ2_XXS: {0: 5e-4},
+}
+
+
+def quantized(values: Array, kind: Kind) -> Array:
+    """GGUF bytes of `values` (N, K); random ones, seeded by the shape, where gguf cannot."""
+    if kind not in _SCALES:
+        return gguf.quants.quantize(values, kind)
+    width, size = gguf.constants.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng([kind, *values.shape])
+    raw = rng.integers(0, 256, (len(values), values.shape[1] // width, size), np.uint8)
+    for offset, scale in _SCALES[kind].items():
+        spread = scale * rng.uniform(0.7, 1.3, (*raw.shape[:2], 1))
+        raw[..., offset : offset + 2] = spread.astype(np.float16).view(np.uint8)
+    return raw.reshape(len(values), -1)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
@@ -315,6 +362,12 @@ def build(checkpoint: Checkpoint, precision: str, folder: Path) -> Built:
         g.save(folder / f"{name}.onnx")
     read = StoredWeights(data, store.places)
     return Built(folder, llama.shape(stored), read, checkpoint.config)
+
+
+def logits(built: Built, ids: Sequence[int]) -> Array:
+    """Logits (T, V) of the float32 graph."""
+    session = Session(built.exact, built.shape, LoadOptions(threads=1))
+    return session.forward(ids, range(len(ids)), KVCache(built.shape, len(ids))).copy()
 
 
 def make_bundle(

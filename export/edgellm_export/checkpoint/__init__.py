@@ -29,6 +29,8 @@ class Checkpoint(Protocol):
     path: Path
     config: Mapping[str, Any]
     licence: str | None
+    quantized: bool
+    """Whether it has its own blocks, which are kept unless another precision is asked for."""
     notices: list[str]
     """Lines for the user: what was not carried over as it is."""
 

@@ -16,6 +16,7 @@ from edgellm_export.checkpoint import gguf_blocks as blocks
 from edgellm_export.checkpoint import gguf_config as words
 from edgellm_export.checkpoint import gguf_file as container
 from edgellm_export.checkpoint.config import check_config
+from edgellm_export.checkpoint.gguf_formats import FORMATS
 from edgellm_export.checkpoint.mapped import AGAIN
 from edgellm_export.checkpoint.shapes import check_shapes
 from edgellm_export.weights import Blocks, Dense, Weight
@@ -26,6 +27,7 @@ class GgufCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.quantized = True
         self._file = container.read(path)
         self._architecture = words.architecture(self._file)
         self._names = words.tensor_names(self._file, self._architecture)
@@ -79,7 +81,17 @@ def half_split_order(rows: int, heads: int) -> NDArray[np.intp]:
 
 def _notices(file: container.GgufFile) -> list[str]:
     counts = Counter(t.kind for t in file.tensors.values() if not blocks.is_exact(t))
-    return [
+    lines = [
         f"{count} tensors of type {kind} are dequantized: not carried over exactly"
         for kind, count in sorted(counts.items())
     ]
+    matrices = [t for t in file.tensors.values() if t.kind in FORMATS and len(t.shape) == 2]
+    for kind, one in sorted({t.kind: t for t in matrices}.items()):
+        theirs, ours = blocks.bits_a_weight(one)
+        if ours > 1.01 * theirs:
+            count = sum(t.kind == kind for t in matrices)
+            lines.append(
+                f"{count} tensors of type {kind} are carried over exactly and take {ours:.1f} bits "
+                f"a weight, {ours / theirs:.1f} times the {theirs:.1f} in the file"
+            )
+    return lines

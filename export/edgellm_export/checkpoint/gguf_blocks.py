@@ -1,37 +1,30 @@
-"""Tensor bytes of GGUF as weights: blocks bit for bit where MatMulNBits has an equal format.
+"""Tensor bytes of GGUF as weights: blocks bit for bit where MatMulNBits can hold them exactly.
 
-    Q4_0  scale f16, 16 bytes                w = scale * (q - 8)
-    Q4_1  scale f16, minimum f16, 16 bytes   w = scale * q + minimum
-    Q8_0  scale f16, 32 signed bytes         w = scale * q
-
-A byte of the 4-bit formats holds weights i and i + 16 of its block; ours holds neighbours.
-Source: block_q4_0, block_q4_1, block_q8_0 in ggml-common.h.
+gguf_formats.py has the table of these types; all others are dequantized to float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.errors import Incompatible
 from edgellm_export.checkpoint.gguf_file import GgufFile, Tensor
+from edgellm_export.checkpoint.gguf_formats import FORMATS, Format
 from edgellm_export.checkpoint.mapped import all_finite, shown, widen_bfloat16
-from edgellm_export.weights import Blocks, Dense, Float32, Weight
+from edgellm_export.weights import Blocks, Dense, Float32, Weight, concatenate
 
-BLOCK = 32
 # gguf's dequantize needs twice its output; pieces keep that small beside a large embedding.
 ROWS_AT_ONCE = 1024
 DENSE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def load(file: GgufFile, tensor: Tensor) -> Weight:
-    """The tensor as Blocks (Q4_0, Q4_1, Q8_0 matrices) or else as Dense, read when asked for."""
-    unpack = _EXACT.get(tensor.kind) if len(tensor.shape) == 2 else None
-    if unpack is not None:
-        blocks = unpack(file.raw(tensor).reshape(tensor.shape[0], tensor.shape[1] // BLOCK, -1))
+    """The tensor as Blocks (matrices of FORMATS) or else as Dense, read when asked for."""
+    if len(tensor.shape) == 2 and tensor.kind in FORMATS:
+        blocks = _blocks(file, tensor, FORMATS[tensor.kind])
         all_finite(file.path, tensor.name, blocks.scales)
         if blocks.minima is not None:
             all_finite(file.path, tensor.name, blocks.minima)
@@ -52,7 +45,25 @@ def load(file: GgufFile, tensor: Tensor) -> Weight:
 
 def is_exact(tensor: Tensor) -> bool:
     """Whether `load` keeps the tensor's own numbers instead of expanding them to float32."""
-    return tensor.kind in DENSE or tensor.kind in _EXACT
+    return tensor.kind in DENSE or tensor.kind in FORMATS
+
+
+def bits_a_weight(tensor: Tensor) -> tuple[float, float]:
+    """What a matrix of FORMATS takes in the file and once stored, scales included."""
+    size_bits = 8 * tensor.size_bytes / math.prod(tensor.shape)
+    form = FORMATS[tensor.kind]
+    one = form.unpack(np.zeros((1, 1, round(size_bits * form.weights / 8)), np.uint8))
+    parts = (one.packed, one.scales, one.minima)
+    return size_bits, 8 * sum(part.nbytes for part in parts if part is not None) / form.weights
+
+
+def _blocks(file: GgufFile, tensor: Tensor, form: Format) -> Blocks:
+    rows = file.raw(tensor).reshape(tensor.shape[0], tensor.shape[1] // form.weights, -1)
+    # Broken scales are found by the caller, who knows where they are.
+    with np.errstate(invalid="ignore"):
+        return concatenate(
+            [form.unpack(rows[i : i + ROWS_AT_ONCE]) for i in range(0, len(rows), ROWS_AT_ONCE)]
+        )
 
 
 def _floats(raw: NDArray[np.uint8], tensor: Tensor) -> Float32:
@@ -83,37 +94,3 @@ def _expanded(rows: NDArray[np.uint8], tensor: Tensor) -> Float32:
                 "use another quantization of this model"
             ) from None
     return values
-
-
-def _q4_0(raw: NDArray[np.uint8]) -> Blocks:
-    return Blocks(4, BLOCK, _neighbours(raw[..., 2:]), _halves(raw[..., :2]))
-
-
-def _q4_1(raw: NDArray[np.uint8]) -> Blocks:
-    packed = _neighbours(raw[..., 4:])
-    return Blocks(4, BLOCK, packed, _halves(raw[..., :2]), minima=_halves(raw[..., 2:4]))
-
-
-def _q8_0(raw: NDArray[np.uint8]) -> Blocks:
-    # Adding 128 to a signed byte is flipping its top bit; 128 is the middle that Blocks assumes.
-    return Blocks(8, BLOCK, raw[..., 2:] ^ np.uint8(0x80), _halves(raw[..., :2]))
-
-
-_EXACT: dict[str, Callable[[NDArray[np.uint8]], Blocks]] = {
-    "Q4_0": _q4_0,
-    "Q4_1": _q4_1,
-    "Q8_0": _q8_0,
-}
-
-
-def _halves(raw: NDArray[np.uint8]) -> NDArray[np.float16]:
-    return np.ascontiguousarray(raw).view("<f2")[..., 0].astype(np.float16, copy=False)
-
-
-def _neighbours(halves: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Bytes (i, i + 16) to bytes (2j, 2j + 1), the order of `weights.pack`."""
-    even, odd = halves[..., 0::2], halves[..., 1::2]
-    packed = np.empty_like(halves, order="C")
-    packed[..., :8] = (even & np.uint8(0x0F)) | (odd << np.uint8(4))
-    packed[..., 8:] = (even >> np.uint8(4)) | (odd & np.uint8(0xF0))
-    return packed

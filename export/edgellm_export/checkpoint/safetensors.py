@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.errors import Corrupt, Incompatible
-from edgellm_export.checkpoint import TextFiles
+from edgellm_export.checkpoint import TextFiles, prequantized
 from edgellm_export.checkpoint import safetensors_file as container
 from edgellm_export.checkpoint.config import check_config
 from edgellm_export.checkpoint.folder import (
@@ -43,17 +43,27 @@ class SafetensorsCheckpoint:
                 "config.json names custom code (auto_map): it is ignored, never run"
             )
         self._files = _files(folder)
+        where = str(folder / "config.json")
+        settings = raw.pop("quantization_config", None) or _separate_settings(folder)
+        self._scheme = prequantized.scheme(settings, where) if settings else None
+        self._layers = prequantized.stems(self._files) if self._scheme else frozenset()
+        self.quantized = bool(self._layers)
         tied = {"tie_word_embeddings": "lm_head.weight" not in self._files}
-        self.config: Mapping[str, Any] = check_config(tied | raw, str(folder / "config.json"))
-        shapes = {name: file.tensors[name].shape for name, file in self._files.items()}
-        check_shapes(self.config, shapes, str(folder))
+        self.config: Mapping[str, Any] = check_config(tied | raw, where)
+        check_shapes(self.config, self._shapes(), str(folder))
         self.licence = _licence(folder)
 
     def names(self) -> frozenset[str]:
-        return frozenset(self._files)
+        """Also without the biases of zero that AutoGPTQ gives layers that have none."""
+        plain = {prequantized.plain_name(name, self._layers) for name in self._files}
+        biases = [f"{stem}.bias" for stem in self._layers if f"{stem}.bias" in plain]
+        return frozenset(plain - {name for name in biases if self._is_zero(name)})
 
     def weight(self, name: str) -> Weight:
         """One tensor; see `Checkpoint.weight`."""
+        stem = name.removesuffix(".weight")
+        if self._scheme is not None and stem in self._layers:
+            return prequantized.load(self._scheme, self._files, stem)
         file = self._files.get(name)
         if file is None:
             raise Corrupt(f"{self.path} has no tensor {name}; {AGAIN}")
@@ -65,11 +75,23 @@ class SafetensorsCheckpoint:
             )
 
         def read() -> Float32:
-            values = _floats(file, tensor)
+            values = read_floats(file, tensor)
             all_finite(file.path, name, values)
             return values
 
         return Dense(tensor.shape, DTYPES[tensor.kind], read)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = {name: file.tensors[name].shape for name, file in self._files.items()}
+        if self._scheme is not None:
+            for stem in self._layers:
+                file = self._files[f"{stem}.qweight"]
+                shapes[f"{stem}.weight"] = prequantized.shape(self._scheme, file, stem)
+        return shapes
+
+    def _is_zero(self, name: str) -> bool:
+        file = self._files[name]
+        return not file.raw(file.tensors[name]).any()
 
     def text_files(self) -> TextFiles:
         """Tokenizer, template and settings as they are; Incompatible without a tokenizer."""
@@ -112,7 +134,14 @@ def _files(folder: Path) -> dict[str, container.SafetensorsFile]:
     return {name: files[shard] for name, shard in weight_map.items()}
 
 
-def _floats(file: container.SafetensorsFile, tensor: container.Tensor) -> Float32:
+def _separate_settings(folder: Path) -> dict[str, Any]:
+    """What older AutoGPTQ wrote beside config.json instead of into it."""
+    settings = _optional(folder, "quantize_config.json")
+    return {"quant_method": "gptq", **settings} if settings else {}
+
+
+def read_floats(file: container.SafetensorsFile, tensor: container.Tensor) -> Float32:
+    """The float32 values of a tensor of DTYPES."""
     raw = file.raw(tensor)
     if tensor.kind == "BF16":
         return widen_bfloat16(raw).reshape(tensor.shape)
