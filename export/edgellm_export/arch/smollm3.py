@@ -94,7 +94,7 @@ def _turned(config: Mapping[str, Any]) -> list[bool]:
         raise Corrupt(f"config.json: no_rope_layer_interval must be from 1 up, got {every!r}")
     if said is None:
         return [(i + 1) % every != 0 for i in range(layers)]
-    if not isinstance(said, list) or len(said) < layers or not set(said) <= {0, 1}:
+    if not isinstance(said, list) or len(said) < layers or any(x not in (0, 1) for x in said):
         raise Corrupt(f"config.json: no_rope_layers must be 0 or 1 for each of {layers} layers")
     return [bool(turned) for turned in said]
 

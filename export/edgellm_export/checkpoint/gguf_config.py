@@ -154,11 +154,10 @@ def config(file: GgufFile, arch: Architecture) -> dict[str, Any]:
     }
     found |= {ours: keys.decimal(theirs, 1.0) for theirs, ours in arch.multipliers.items()}
     window = keys.whole("attention.sliding_window", 0)
-    scaling = _rope_scaling(keys, head_dim)
     return (
         found
         | _token_ids(file)
-        | (scaling and {"rope_scaling": scaling})
+        | ({"rope_scaling": scaling} if (scaling := _rope_scaling(keys, head_dim)) else {})
         | ({"sliding_window": window} if 0 < window < context else {})
     )
 
