@@ -48,6 +48,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4,
         "no_rope_layer_interval": 2,
         "tie_word_embeddings": True,
+        "pad_token_id": 0,
     },
     "olmo2": {"num_key_value_heads": 4, "rms_norm_eps": 1e-5},
     "granite": {
