@@ -180,6 +180,12 @@ def test_a_gguf_file_and_a_folder_of_the_same_numbers_are_the_same_model(
     assert np.array_equal(*logits)
 
 
+def test_a_granite_file_that_does_not_say_its_multipliers_is_refused(tmp_path: Path) -> None:
+    path = tiny.write_gguf(tmp_path / "m.gguf", "granite", Kind.Q8_0, granite=False)
+    with pytest.raises(Corrupt, match=r"metadata granite\.attention\.scale is missing"):
+        open_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [

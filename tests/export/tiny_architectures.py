@@ -171,8 +171,11 @@ GGUF_ARCHITECTURES = {
 }
 
 
-def write_gguf(path: Path, model_type: str, kind: Kind, embedding: Kind = Kind.Q8_0) -> Path:
-    """The same model as a GGUF file, tensors named by gguf's own table."""
+def write_gguf(
+    path: Path, model_type: str, kind: Kind, embedding: Kind = Kind.Q8_0, granite: bool = True
+) -> Path:
+    """The same model as a GGUF file, tensors named by gguf's own table; `granite` False leaves
+    Granite's own keys out."""
     # GGUF has no word for the layers without RoPE; llama.cpp takes every fourth.
     c = config(model_type, **({"no_rope_layer_interval": 4} if model_type == "smollm3" else {}))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +190,7 @@ def write_gguf(path: Path, model_type: str, kind: Kind, embedding: Kind = Kind.Q
     writer.add_value_length(c["head_dim"])
     writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
     writer.add_rope_freq_base(c["rope_theta"])
-    if model_type == "granite":
+    if model_type == "granite" and granite:
         writer.add_attention_scale(c["attention_multiplier"])
         writer.add_embedding_scale(c["embedding_multiplier"])
         writer.add_residual_scale(c["residual_multiplier"])

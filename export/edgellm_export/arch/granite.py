@@ -1,4 +1,4 @@
-"""Granite 3 and 4, dense: Llama with four multipliers.
+"""Granite 3, dense: Llama with four multipliers.
 
 Source: Hugging Face modeling_granite.py.
 The stream keeps what it holds divided by the residual multiplier r: then a sum needs no product,

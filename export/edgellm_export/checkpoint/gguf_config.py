@@ -50,7 +50,7 @@ _GRANITE = {
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """`permuted`: rows of q and k are interleaved for GGML's rotary embedding. `multipliers`:
-    factors of the config by GGUF's keys, 1 where the file does not say."""
+    factors of the config by GGUF's keys, which must all be there."""
 
     model_type: str
     class_name: str
@@ -152,7 +152,7 @@ def config(file: GgufFile, arch: Architecture) -> dict[str, Any]:
         "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
         "dtype": {"F16": "float16", "BF16": "bfloat16"}.get(embedding.kind, "float32"),
     }
-    found |= {ours: keys.decimal(theirs, 1.0) for theirs, ours in arch.multipliers.items()}
+    found |= {ours: keys.decimal(theirs) for theirs, ours in arch.multipliers.items()}
     window = keys.whole("attention.sliding_window", 0)
     return (
         found
