@@ -23,6 +23,7 @@ class Matrix:
 
     `parts` are matrices of different formats whose outputs stand side by side; the fields between
     are then those of the first.
+    `bias` (out,) is added to what it computes.
     """
 
     shape: tuple[int, int]
@@ -33,6 +34,7 @@ class Matrix:
     zero_points: Stored | None = None
     minima: Stored | None = None
     lowest: int = 0
+    bias: Stored | None = None
     parts: tuple[Matrix, ...] = ()
 
 
@@ -43,6 +45,22 @@ class Heads:
     query: int
     kv: int
     width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How queries and keys become attention weights.
+
+    `scale` multiplies their product, None: 1 / sqrt(N). `window`: how many positions a token sees,
+    itself among them, None: all. `softcap`: scores become softcap * tanh(score / softcap).
+    """
+
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+
+
+PLAIN = Scores()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +112,7 @@ def embedding(g: Graph, ids: Value, table: Matrix) -> Value:
 
 
 def linear(g: Graph, x: Value, w: Matrix) -> Value:
-    """x (B, T, inner) @ w.T: (B, T, out).
+    """x (B, T, inner) @ w.T + bias: (B, T, out).
 
     A block scale * q + minimum is split into scale * (q - 8) + (minimum + 8 * scale): the first
     part is MatMulNBits with its default zero point, the second needs only the sums of x over each
@@ -105,7 +123,8 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
         return g.op("Concat", *(linear(g, x, part) for part in w.parts), axis=-1)
     out, inner = w.shape
     if not w.scales:
-        return g.op("FusedMatMul", x, _float32(g, g.weight(w.values), w.values), transB=1)
+        y = g.op("FusedMatMul", x, _float32(g, g.weight(w.values), w.values), transB=1)
+        return _add_bias(g, y, w)
     y = g.op(
         "MatMulNBits",
         x,
@@ -118,6 +137,8 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
         block_size=w.block_size,
         accuracy_level=g.accuracy_level,
     )
+    # Right behind MatMulNBits, where ONNX Runtime takes it in as that node's own input.
+    y = _add_bias(g, y, w)
     if not w.minima:
         return y
     blocks = g.op("Reshape", x, _ints(g, 0, 0, inner // w.block_size, w.block_size))
@@ -143,34 +164,70 @@ def add_rms_norm(
     return normalised, total
 
 
+def head_norms(
+    g: Graph, qkv: Value, heads: Heads, norms: tuple[Stored, Stored], eps: float
+) -> tuple[Value, Value, Value]:
+    """Packed qkv apart, every query and key head normalised with its weights (N,).
+
+    GroupQueryAttention has norms of its own, but not on the CPU.
+    """
+    q, k, v = split_heads(g, qkv, heads)
+    normed = []
+    for part, weight in zip((q, k), norms, strict=True):
+        apart = g.op("Reshape", part, _ints(g, 0, 0, -1, heads.width))
+        normed.append(g.op("Reshape", rms_norm(g, apart, weight, eps), _ints(g, 0, 0, -1)))
+    return normed[0], normed[1], v
+
+
+def split_heads(g: Graph, qkv: Value, heads: Heads) -> Sequence[Value]:
+    """Packed qkv apart: (B, T, H * N), and twice (B, T, K * N)."""
+    widths = [heads.query * heads.width, heads.kv * heads.width, heads.kv * heads.width]
+    return g.ops("Split", qkv, _ints(g, *widths), outputs=3, axis=-1)
+
+
 def attention(
-    g: Graph, qkv: Value, layer: int, heads: Heads, rope: Rope, position: Position
+    g: Graph,
+    qkv: Value | Sequence[Value],
+    layer: int,
+    heads: Heads,
+    rope: Rope | None,
+    position: Position,
+    scores: Scores = PLAIN,
 ) -> Value:
     """Causal grouped-query attention over the cache of `layer`, which becomes input and output.
 
-    qkv (B, T, (H + 2 K) * N) holds the packed heads of the new tokens; returns (B, T, H * N).
+    qkv (B, T, (H + 2 K) * N) holds the packed heads of the new tokens, or three values each their
+    own; without `rope` they are not turned. Returns (B, T, H * N).
     """
     shape = ("batch_size", heads.kv, "past_sequence_length", heads.width)
     past = [g.input(f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value")]
+    new = (qkv, None, None) if isinstance(qkv, Value) else qkv
     y, key, value = g.ops(
         "GroupQueryAttention",
-        qkv,
-        None,
-        None,
+        *new,
         *past,
         position.last,
         position.total,
-        g.weight(rope.cos),
-        g.weight(rope.sin),
+        *((g.weight(rope.cos), g.weight(rope.sin)) if rope else ()),
         outputs=3,
         num_heads=heads.query,
         kv_num_heads=heads.kv,
-        do_rotary=1,
+        do_rotary=1 if rope else 0,
+        **_score_attributes(scores),
     )
     shape = ("batch_size", heads.kv, "total_sequence_length", heads.width)
     g.output(f"present.{layer}.key", key, FLOAT, shape)
     g.output(f"present.{layer}.value", value, FLOAT, shape)
     return y
+
+
+def _score_attributes(scores: Scores) -> dict[str, float]:
+    named = {
+        "scale": scores.scale,
+        "local_window_size": scores.window,
+        "softcap": scores.softcap,
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def gated_mlp(g: Graph, x: Value, gate_up: Matrix, down: Matrix) -> Value:
@@ -185,6 +242,14 @@ def halves(g: Graph, x: Value, pair: Matrix) -> Sequence[Value]:
     if pair.parts:
         return [linear(g, x, part) for part in pair.parts]
     return g.ops("Split", linear(g, x, pair), outputs=2, axis=-1, num_outputs=2)
+
+
+def scaled(g: Graph, x: Value, factor: float) -> Value:
+    return g.op("Mul", x, g.constant(np.array(factor, np.float32)))
+
+
+def _add_bias(g: Graph, y: Value, w: Matrix) -> Value:
+    return g.op("Add", y, g.weight(w.bias)) if w.bias else y
 
 
 def _float32(g: Graph, value: Value, stored: Stored) -> Value:

@@ -36,7 +36,7 @@ IGNORED = ("rotary_emb.inv_freq",)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a checkpoint tensor went: rows start…stop of a matrix, or a whole vector."""
+    """Where a checkpoint tensor went: rows start…stop of a matrix or a vector."""
 
     stored: Matrix | Stored
     start: int
@@ -58,12 +58,12 @@ class WeightStore:
     places: dict[str, Place] = field(default_factory=dict)
     parameters: int = 0
 
-    def linear(self, name: str, *parts: str) -> Matrix:
+    def linear(self, name: str, *parts: str, bias: bool = False) -> Matrix:
         """One matrix from the output features of `parts`, treated as a layer.
 
         Formats that differ stay apart inside it: as one they would have to become float32.
         """
-        return self._matrix(name, parts, self.recipe.linear)
+        return self._matrix(name, parts, self.recipe.linear, bias)
 
     def outer(self, name: str, part: str) -> Matrix:
         """Embedding or lm_head: the recipe's `head` treatment."""
@@ -87,26 +87,49 @@ class WeightStore:
                 "the builder does not know this variant"
             )
 
-    def _matrix(self, name: str, parts: tuple[str, ...], treatment: Treatment) -> Matrix:
+    def _matrix(
+        self, name: str, parts: tuple[str, ...], treatment: Treatment, bias: bool = False
+    ) -> Matrix:
         weights = [self.checkpoint.weight(f"{part}.weight") for part in parts]
         treatments = {self.instead.get(f"{part}.weight", treatment) for part in parts}
         if len(treatments) > 1 or (treatments == {Keep()} and not _joinable(weights)):
             names = [f"{name}.{part.rpartition('.')[2]}" for part in parts]
             return joined(
-                [self._matrix(n, (p,), treatment) for n, p in zip(names, parts, strict=True)]
+                [self._matrix(n, (p,), treatment, bias) for n, p in zip(names, parts, strict=True)]
             )
         treatment = treatments.pop()
         try:
             matrix = store_matrix(self.data, name, treat(stack(weights), treatment))
         except Incompatible as error:
             raise Incompatible(f"tensor {parts[0]}.weight: {error}") from error
-        start = 0
-        for part, weight in zip(parts, weights, strict=True):
-            stop = start + weight.shape[0]
-            self.places[f"{part}.weight"] = Place(matrix, start, stop, treatment)
-            start = stop
+        if bias:
+            matrix = replace(matrix, bias=self._biases(f"{name}.bias", parts))
+        self._place([f"{part}.weight" for part in parts], weights, matrix, treatment)
         self.parameters += matrix.shape[0] * matrix.shape[1]
         return matrix
+
+    def _biases(self, name: str, parts: tuple[str, ...]) -> Stored:
+        """The biases of `parts` one after another, float32."""
+        names = [f"{part}.bias" for part in parts]
+        biases = [self.checkpoint.weight(name) for name in names]
+        values = to_float32(stack(biases))
+        stored = self.data.append(name, values)
+        self._place(names, biases, stored, Keep())
+        self.parameters += values.size
+        return stored
+
+    def _place(
+        self,
+        names: Sequence[str],
+        weights: Sequence[Weight],
+        stored: Matrix | Stored,
+        treatment: Treatment,
+    ) -> None:
+        start = 0
+        for name, weight in zip(names, weights, strict=True):
+            stop = start + weight.shape[0]
+            self.places[name] = Place(stored, start, stop, treatment)
+            start = stop
 
 
 def stored_suffix(store: WeightStore) -> str:
@@ -184,7 +207,7 @@ class StoredWeights:
         place = self._places[name]
         rows = slice(place.start, place.stop)
         if isinstance(place.stored, Stored):
-            return _dense(self._read(place.stored))
+            return _dense(self._read(place.stored)[rows])
         m = place.stored
         if m.scales is None:
             return _dense(self._read(m.values)[rows])

@@ -23,8 +23,7 @@ from edgellm.bundle.manifest import Manifest, Shape, Source
 from edgellm.runtime.cache import KVCache
 from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.session import Session
-from edgellm_export import io
-from edgellm_export.arch import llama
+from edgellm_export import arch, io
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.data import DataFile
 from edgellm_export.graph import EXACT, FAST, Graph
@@ -351,17 +350,18 @@ def build(checkpoint: Checkpoint, precision: str, folder: Path) -> Built:
     folder.mkdir(parents=True, exist_ok=True)
     with DataFile(folder / "weights.onnx_data") as data:
         store = WeightStore(checkpoint, recipe(precision), data)
-        stored = llama.store(store)
+        architecture = arch.find(checkpoint.config["model_type"])
+        stored = architecture.store(store)
     for name, inputs, level in (
         ("native", io.native, FAST),
         ("exact", io.native, EXACT),
         ("portable", io.portable, EXACT),
     ):
         g = Graph(name, data.path.name, level)
-        llama.build(g, inputs(g), stored)
+        architecture.build(g, inputs(g), stored)
         g.save(folder / f"{name}.onnx")
     read = StoredWeights(data, store.places)
-    return Built(folder, llama.shape(stored), read, checkpoint.config)
+    return Built(folder, architecture.shape(stored), read, checkpoint.config)
 
 
 def logits(built: Built, ids: Sequence[int]) -> Array:

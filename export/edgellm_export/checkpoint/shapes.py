@@ -12,6 +12,10 @@ from edgellm_export.checkpoint.mapped import AGAIN, shown
 _NAME = re.compile(r"(?:model\.layers\.([0-9]{1,5})\.)?(\w+(?:\.\w+)*)\.(weight|bias)", re.ASCII)
 
 
+# Architectures whose norms of query and key are over all heads at once.
+_WIDE_NORMS = ("olmo2",)
+
+
 def check_shapes(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
@@ -42,18 +46,20 @@ def check_shapes(
 def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     query, key = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    wide = config["model_type"] in _WIDE_NORMS
     return {
         "model.embed_tokens": (config["vocab_size"], hidden),
         "model.norm": (hidden,),
         "lm_head": (config["vocab_size"], hidden),
         "layer.input_layernorm": (hidden,),
         "layer.post_attention_layernorm": (hidden,),
+        "layer.post_feedforward_layernorm": (hidden,),
         "layer.self_attn.q_proj": (query, hidden),
         "layer.self_attn.k_proj": (key, hidden),
         "layer.self_attn.v_proj": (key, hidden),
         "layer.self_attn.o_proj": (hidden, query),
-        "layer.self_attn.q_norm": (head,),
-        "layer.self_attn.k_norm": (head,),
+        "layer.self_attn.q_norm": (query if wide else head,),
+        "layer.self_attn.k_norm": (key if wide else head,),
         "layer.mlp.gate_proj": (inner, hidden),
         "layer.mlp.up_proj": (inner, hidden),
         "layer.mlp.down_proj": (hidden, inner),

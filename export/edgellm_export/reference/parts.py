@@ -1,0 +1,75 @@
+"""What the forward passes have in common. Shapes: T tokens, H heads of width N, K kv heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from edgellm_export.rope import frequencies
+from edgellm_export.weights import Float32
+
+# The values of a tensor by its name in the checkpoint.
+Weight = Callable[[str], Float32]
+
+
+def cos_sin(config: Mapping[str, Any], tokens: int) -> tuple[Float32, Float32]:
+    """Rotary tables (T, N / 2)."""
+    angles = np.outer(np.arange(tokens), frequencies(config))
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def heads(x: Float32, width: int) -> Float32:
+    """(T, H * N) to (T, H, N)."""
+    return x.reshape(len(x), -1, width)
+
+
+def rotate(x: Float32, cos: Float32, sin: Float32) -> Float32:
+    """The two halves of each head turned against each other: x (T, H, N)."""
+    a, b = np.split(x, 2, axis=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attend(
+    q: Float32, k: Float32, v: Float32, scale: float | None = None, window: int | None = None
+) -> Float32:
+    """Causal attention of q (T, H, N) over k and v (T, K, N): (T, H * N).
+
+    A token sees `window` tokens, itself included. `scale` None: 1 / sqrt(N).
+    """
+    t, n = len(q), q.shape[-1]
+    k, v = (np.repeat(part, q.shape[1] // part.shape[1], axis=1) for part in (k, v))
+    scores = np.einsum("qhn,khn->hqk", q, k) * np.float32(n**-0.5 if scale is None else scale)
+    seen = np.tri(t, dtype=bool)
+    if window is not None:
+        seen &= ~np.tri(t, k=-window, dtype=bool)
+    scores = np.where(seen, scores, -np.inf)
+    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    scores /= scores.sum(axis=-1, keepdims=True)
+    mixed: Float32 = np.einsum("hqk,khn->qhn", scores, v).reshape(t, -1)
+    return mixed
+
+
+def gated_mlp(weight: Weight, at: str, h: Float32) -> Float32:
+    """down(silu(gate(h)) * up(h))"""
+    gate, up = (h @ weight(f"{at}.{part}_proj.weight").T for part in ("gate", "up"))
+    with np.errstate(over="ignore"):  # exp of a large number is infinite, and 1 / inf is right
+        silu = gate / (1 + np.exp(-gate))
+    out: Float32 = (silu * up) @ weight(f"{at}.down_proj.weight").T
+    return out
+
+
+def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32:
+    normalised: Float32 = (
+        x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(eps)) * weight
+    )
+    return normalised
+
+
+def head(config: Mapping[str, Any], weight: Weight, x: Float32, tied: bool = False) -> Float32:
+    """Logits (T, V); `tied` is what a config means that does not say it."""
+    if config.get("tie_word_embeddings", tied):
+        return x @ weight("model.embed_tokens.weight").T
+    return x @ weight("lm_head.weight").T
