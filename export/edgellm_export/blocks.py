@@ -7,6 +7,7 @@ Operators with no other source are ONNX Runtime's, docs/ContribOperators.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +40,24 @@ class Heads:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """How queries and keys become attention weights.
+
+    `scale` multiplies their product, None: 1 / sqrt(N). `window`: how many positions a token sees,
+    itself among them, None: all. `softcap`: scores become softcap * tanh(score / softcap).
+    """
+
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+
+
+PLAIN = Scores()
+
+
+@dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary tables, (context, N / 2) each."""
+    """Rotary tables, (context, R / 2) each: the first R of N numbers of a head are turned."""
 
     cos: Stored
     sin: Stored
@@ -54,12 +71,18 @@ class Position:
     total: Value
 
 
-def store_rope(data: DataFile, frequencies: NDArray[np.float64], context: int) -> Rope:
-    """Tables of cos and sin for `frequencies` (N / 2,), in radians a position."""
+def store_rope(
+    data: DataFile,
+    frequencies: NDArray[np.float64],
+    context: int,
+    name: str = "rope",
+    factor: float = 1.0,
+) -> Rope:
+    """Tables of cos and sin, times `factor`, for `frequencies` (R / 2,) in radians a position."""
     angles = np.outer(np.arange(context), frequencies)
     return Rope(
-        data.append("rope.cos", np.cos(angles).astype(np.float32)),
-        data.append("rope.sin", np.sin(angles).astype(np.float32)),
+        data.append(f"{name}.cos", (factor * np.cos(angles)).astype(np.float32)),
+        data.append(f"{name}.sin", (factor * np.sin(angles)).astype(np.float32)),
     )
 
 
@@ -134,20 +157,42 @@ def add_rms_norm(
     return normalised, total
 
 
+def head_norms(
+    g: Graph, qkv: Value, heads: Heads, norms: tuple[Stored, Stored], eps: float
+) -> tuple[Value, Value, Value]:
+    """Packed qkv apart, every query and key head normalised with its weights (N,).
+
+    GroupQueryAttention has norms of its own, but not on the CPU.
+    """
+    widths = [heads.query * heads.width, heads.kv * heads.width, heads.kv * heads.width]
+    q, k, v = g.ops("Split", qkv, _ints(g, *widths), outputs=3, axis=-1)
+    normed = []
+    for part, weight in zip((q, k), norms, strict=True):
+        apart = g.op("Reshape", part, _ints(g, 0, 0, -1, heads.width))
+        normed.append(g.op("Reshape", rms_norm(g, apart, weight, eps), _ints(g, 0, 0, -1)))
+    return normed[0], normed[1], v
+
+
 def attention(
-    g: Graph, qkv: Value, layer: int, heads: Heads, rope: Rope, position: Position
+    g: Graph,
+    qkv: Value | Sequence[Value],
+    layer: int,
+    heads: Heads,
+    rope: Rope,
+    position: Position,
+    scores: Scores = PLAIN,
 ) -> Value:
     """Causal grouped-query attention over the cache of `layer`, which becomes input and output.
 
-    qkv (B, T, (H + 2 K) * N) holds the packed heads of the new tokens; returns (B, T, H * N).
+    qkv (B, T, (H + 2 K) * N) holds the packed heads of the new tokens, or three values each their
+    own; returns (B, T, H * N).
     """
     shape = ("batch_size", heads.kv, "past_sequence_length", heads.width)
     past = [g.input(f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value")]
+    new = (qkv, None, None) if isinstance(qkv, Value) else qkv
     y, key, value = g.ops(
         "GroupQueryAttention",
-        qkv,
-        None,
-        None,
+        *new,
         *past,
         position.last,
         position.total,
@@ -157,6 +202,7 @@ def attention(
         num_heads=heads.query,
         kv_num_heads=heads.kv,
         do_rotary=1,
+        **_score_attributes(scores),
     )
     shape = ("batch_size", heads.kv, "total_sequence_length", heads.width)
     g.output(f"present.{layer}.key", key, FLOAT, shape)
@@ -164,11 +210,38 @@ def attention(
     return y
 
 
+def _score_attributes(scores: Scores) -> dict[str, float]:
+    named = {
+        "scale": scores.scale,
+        "local_window_size": scores.window,
+        "softcap": scores.softcap,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def gated_mlp(g: Graph, x: Value, gate_up: Matrix, down: Matrix) -> Value:
     """down(silu(gate(x)) * up(x)); ONNX Runtime fuses Sigmoid and Mul into QuickGelu."""
     gate, up = g.ops("Split", linear(g, x, gate_up), outputs=2, axis=-1, num_outputs=2)
     silu = g.op("Mul", gate, g.op("Sigmoid", gate))
     return linear(g, g.op("Mul", silu, up), down)
+
+
+def gated_gelu_mlp(g: Graph, x: Value, gate_up: Matrix, down: Matrix) -> Value:
+    """down(gelu(gate(x)) * up(x)), gelu by its tanh formula.
+
+    FastGelu, because some providers take the standard Gelu's `approximate` for "none".
+    """
+    gate, up = g.ops("Split", linear(g, x, gate_up), outputs=2, axis=-1, num_outputs=2)
+    return linear(g, g.op("Mul", g.op("FastGelu", gate), up), down)
+
+
+def scaled(g: Graph, x: Value, factor: float) -> Value:
+    return g.op("Mul", x, g.constant(np.array(factor, np.float32)))
+
+
+def softcapped(g: Graph, x: Value, cap: float | None) -> Value:
+    """cap * tanh(x / cap); x itself without a cap."""
+    return x if cap is None else scaled(g, g.op("Tanh", scaled(g, x, 1 / cap)), cap)
 
 
 def _float32(g: Graph, value: Value, stored: Stored) -> Value:

@@ -132,6 +132,15 @@ def stack(parts: Sequence[Weight]) -> Weight:
     return Dense(shape, dtype, lambda: np.concatenate([to_float32(part) for part in parts]))
 
 
+def alternate(parts: Sequence[Weight]) -> Weight:
+    """Output features of equally large weights in turn: the first of each, the second of each, …"""
+    whole = stack(parts)
+    order = np.arange(whole.shape[0]).reshape(len(parts), -1).T.reshape(-1)
+    if isinstance(whole, Blocks):
+        return whole.rows(order)
+    return Dense(whole.shape, whole.dtype, lambda: whole.numpy()[order])
+
+
 def _alike(a: Blocks, b: Weight) -> bool:
     return (
         isinstance(b, Blocks)

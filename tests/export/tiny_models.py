@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from edgellm.bundle.manifest import Manifest, Shape, Source
-from edgellm_export import io
-from edgellm_export.arch import llama
+from edgellm_export import arch, io
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.data import DataFile
 from edgellm_export.graph import EXACT, FAST, Graph
@@ -155,10 +154,21 @@ def write_folder(
     config: Mapping[str, Any] | None = None,
 ) -> Path:
     """`folder` as Hugging Face has it. `changes` replaces tensors; None removes one."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Array | None] = {**weights(sizes), **(changes or {})}
     kept = {name: values for name, values in tensors.items() if values is not None}
-    _json(folder / "config.json", {**sizes.config(), **(config or {})})
+    return write_model(folder, {**sizes.config(), **(config or {})}, kept, dtype, shards)
+
+
+def write_model(
+    folder: Path,
+    config: Mapping[str, Any],
+    kept: Mapping[str, Array],
+    dtype: str = "F32",
+    shards: int = 1,
+) -> Path:
+    """`folder` as Hugging Face has any model, with the tiny tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _json(folder / "config.json", config)
     _json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
     special = {"bos_token": TURN, "eos_token": END_OF_TURN, "chat_template": TEMPLATE}
     _json(folder / "tokenizer_config.json", special)
@@ -304,17 +314,18 @@ def build(checkpoint: Checkpoint, precision: str, folder: Path) -> Built:
     folder.mkdir(parents=True, exist_ok=True)
     with DataFile(folder / "weights.onnx_data") as data:
         store = WeightStore(checkpoint, recipe(precision), data)
-        stored = llama.store(store)
+        architecture = arch.find(checkpoint.config["model_type"])
+        stored = architecture.store(store)
     for name, inputs, level in (
         ("native", io.native, FAST),
         ("exact", io.native, EXACT),
         ("portable", io.portable, EXACT),
     ):
         g = Graph(name, data.path.name, level)
-        llama.build(g, inputs(g), stored)
+        architecture.build(g, inputs(g), stored)
         g.save(folder / f"{name}.onnx")
     read = StoredWeights(data, store.places)
-    return Built(folder, llama.shape(stored), read, checkpoint.config)
+    return Built(folder, architecture.shape(stored), read, checkpoint.config)
 
 
 def make_bundle(
