@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgellm.errors import Incompatible
 from edgellm_export import blocks
 from edgellm_export.blocks import Matrix
 from edgellm_export.data import Stored
-from edgellm_export.graph import EXACT, FLOAT, Graph, Value
+from edgellm_export.graph import EXACT, FLOAT, Attribute, Graph, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,18 @@ class Experts:
     chosen: int
     renormalised: bool
 
+    def __post_init__(self) -> None:
+        """Incompatible says what the one node for all experts cannot hold."""
+        pair = (self.gate_up, self.down)
+        if any(matrix.minima for matrix in pair):
+            raise Incompatible("experts with block minima cannot be kept; use --precision int4")
+        sizes = [(matrix.bits, matrix.block_size) for matrix in pair]
+        if sizes[0] != sizes[1]:
+            raise Incompatible(
+                f"experts need one width of blocks, theirs would be {sizes[0][1]} and "
+                f"{sizes[1][1]}; use --precision int8 or fp16"
+            )
+
     @property
     def count(self) -> int:
         return self.router.shape[0]
@@ -35,12 +48,33 @@ class Experts:
 
 def mixture(g: Graph, x: Value, w: Experts) -> Value:
     """The weighted sum of the chosen experts' down(silu(gate(x)) * up(x)): (B, T, D)."""
-    flat = g.constant(np.array([-1, w.count], np.int64))
-    logits = g.op("Reshape", blocks.linear(g, x, w.router), flat)  # (B * T, E)
-    if not w.gate_up.scales or (w.gate_up.bits == 8 and g.accuracy_level == EXACT):
-        return _of_floats(g, x, logits, w)
-    # Without a second input, QMoE makes the weights of the chosen sum to 1 whatever is asked.
-    weights = None if w.renormalised else g.op("Softmax", logits, axis=-1)
+    logits = blocks.linear(g, x, w.router)  # (B, T, E)
+    flat = g.op("Reshape", logits, g.constant(np.array([-1, w.count], np.int64)))
+    if w.gate_up.scales and not (w.gate_up.bits == 8 and g.accuracy_level == EXACT):
+        y = _of_blocks(g, x, flat, w)
+    else:
+        y = _of_floats(g, x, flat, w)
+    if w.renormalised:
+        return y
+    # Not normalize_routing_weights=0: QMoE ignores it, and MoE returns wrong numbers with it unless
+    # its own input or output is one of the graph's (both seen in ONNX Runtime 1.31.1).
+    chances = g.op("Softmax", logits, axis=-1)
+    top, _ = g.ops("TopK", chances, g.constant(np.array([w.chosen], np.int64)), outputs=2, axis=-1)
+    last = g.constant(np.array([-1], np.int64))
+    return g.op("Mul", y, g.op("ReduceSum", top, last, keepdims=1))
+
+
+# 1: alternating rows of gate and up, the only order that the CPU's kernels know.
+_SWIGLU: dict[str, Attribute] = {
+    "normalize_routing_weights": 1,
+    "activation_type": "swiglu",
+    "swiglu_fusion": 1,
+    "activation_alpha": 1.0,
+    "activation_beta": 0.0,
+}
+
+
+def _of_blocks(g: Graph, x: Value, logits: Value, w: Experts) -> Value:
     return g.op(
         "QMoE",
         x,
@@ -48,38 +82,20 @@ def mixture(g: Graph, x: Value, w: Experts) -> Value:
         *(_codes(g, w.gate_up, w.count), _scales(g, w.gate_up, w.count), None),
         *(_codes(g, w.down, w.count), _scales(g, w.down, w.count), None),
         *(None, None, None),
-        *(_zeros(g, w.gate_up, w.count), _zeros(g, w.down, w.count), None),
-        weights,
+        *(_zeros(g, w.gate_up, w.count), _zeros(g, w.down, w.count)),
         expert_weight_bits=w.gate_up.bits,
         block_size=w.gate_up.block_size,
         accuracy_level=g.accuracy_level,
         k=w.chosen,
-        normalize_routing_weights=int(w.renormalised),
-        activation_type="swiglu",
-        # 1: alternating rows of gate and up, the only order that the CPU's kernel knows.
-        swiglu_fusion=1,
-        activation_alpha=1.0,
-        activation_beta=0.0,
+        **_SWIGLU,
     )
 
 
 def _of_floats(g: Graph, x: Value, logits: Value, w: Experts) -> Value:
     """The same with float32 weights; QMoE's 8-bit kernel always rounds activations, so the exact
     graph makes its integers float32 instead."""
-    return g.op(
-        "MoE",
-        x,
-        logits,
-        _floats(g, w.gate_up, w.count),
-        None,
-        _floats(g, w.down, w.count),
-        k=w.chosen,
-        normalize_routing_weights=int(w.renormalised),
-        activation_type="swiglu",
-        swiglu_fusion=1,
-        activation_alpha=1.0,
-        activation_beta=0.0,
-    )
+    gate_up, down = _floats(g, w.gate_up, w.count), _floats(g, w.down, w.count)
+    return g.op("MoE", x, logits, gate_up, None, down, k=w.chosen, **_SWIGLU)
 
 
 def _floats(g: Graph, m: Matrix, count: int) -> Value:

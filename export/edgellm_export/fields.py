@@ -14,13 +14,15 @@ from edgellm_export.weights import Float32
 _LARGEST = 1 << 28
 
 
-def refuse(config: Mapping[str, Any], builder: str, **allowed: tuple[object, ...]) -> None:
-    """Incompatible names a key whose value is none of those the builder knows; None is default."""
+def check(config: Mapping[str, Any], builder: str, **allowed: tuple[object, ...]) -> None:
+    """Incompatible names a key whose value is none of those the builder knows; a key may be left
+    out. Corrupt says that the norms' epsilon is missing."""
+    number(config, "rms_norm_eps")
     for key, values in allowed.items():
         if config.get(key) not in (None, *values):
+            known = f"knows {', '.join(map(repr, values))}" if values else "has none"
             raise Incompatible(
-                f"config.json: {key} is {config[key]!r}; the {builder} builder knows "
-                f"{', '.join(map(repr, values))}"
+                f"config.json: {key} is {config[key]!r}; the {builder} builder {known}"
             )
 
 
@@ -32,7 +34,7 @@ def whole(config: Mapping[str, Any], key: str, default: int | None = None) -> in
     return value
 
 
-def number(config: Mapping[str, Any], key: str, default: float) -> float:
+def number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
     """A number above zero; Corrupt names the key that holds none."""
     value = config.get(key, default)
     if type(value) not in (int, float) or not 0 < value < math.inf:
@@ -42,13 +44,16 @@ def number(config: Mapping[str, Any], key: str, default: float) -> float:
 
 def cap(config: Mapping[str, Any], key: str, default: float | None) -> float | None:
     """A soft cap, None where the config says null."""
-    return None if config.get(key, default) is None else number(config, key, default or 0.0)
+    return None if config.get(key, default) is None else number(config, key, default)
 
 
 def window(config: Mapping[str, Any], default: int | None = None) -> int | None:
-    """How many positions a token sees, itself among them; None: all."""
+    """How many positions a token sees, itself among them; None: all there can be."""
     key = "sliding_window"
-    return None if config.get(key, default) is None else whole(config, key, default)
+    if config.get(key, default) is None:
+        return None
+    size = whole(config, key, default)
+    return size if size < config["max_position_embeddings"] else None
 
 
 def sees_window(config: Mapping[str, Any], layer: int, every: int) -> bool:

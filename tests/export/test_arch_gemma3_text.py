@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import arch_checks
+import numpy as np
 import pytest
 from arch_checks import Built
 from tiny_archs import GEMMA3
+
+from edgellm.errors import Incompatible
+from edgellm_export import fields
 
 Models = Callable[[str], Built]
 
@@ -54,3 +58,57 @@ def test_int8_activations_change_little(models: Models, precision: str) -> None:
 @pytest.mark.parametrize("precision", ["exact", "int4"])
 def test_a_bfloat16_folder_passes_its_self_check(tmp_path: Path, precision: str) -> None:
     arch_checks.is_published(tmp_path, GEMMA3, precision)
+
+
+BY_LAYER = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
+
+def without_rope(**more: object) -> dict[str, object]:
+    return {key: value for key, value in GEMMA3.items() if "rope" not in key} | more
+
+
+def test_both_ways_to_write_two_rotary_bases_are_the_same_model(
+    models: Models, tmp_path: Path
+) -> None:
+    new = without_rope(rope_parameters=BY_LAYER)
+    del new["sliding_window_pattern"]
+    new["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
+    found = arch_checks.one_pass(arch_checks.session(arch_checks.built(tmp_path, new, "fp32")))
+    assert np.array_equal(found, arch_checks.one_pass(arch_checks.session(models("fp32"))))
+
+
+def test_bases_that_are_not_said_are_hugging_faces(tmp_path: Path) -> None:
+    silent = arch_checks.built(tmp_path / "silent", without_rope(), "fp32")
+    bases = {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0}
+    said = arch_checks.built(tmp_path / "said", without_rope(**bases), "fp32")
+    found, wanted = (arch_checks.one_pass(arch_checks.session(m)) for m in (silent, said))
+    assert np.array_equal(found, wanted)
+
+
+def test_scaled_local_layers_are_refused(tmp_path: Path) -> None:
+    scaled = {**BY_LAYER, "sliding_attention": {"rope_type": "yarn", "factor": 2.0}}
+    with pytest.raises(Incompatible, match="local layers"):
+        arch_checks.built(tmp_path, without_rope(rope_parameters=scaled), "fp32")
+
+
+def test_the_whole_model_is_scaled_as_its_type_rounds(tmp_path: Path) -> None:
+    """sqrt(128) is 11.31 in float32 and 11.3125 in bfloat16."""
+    model = arch_checks.built(tmp_path, {**GEMMA3, "dtype": "bfloat16"}, "fp32")
+    arch_checks.equals_the_reference(model)
+    assert fields.embedding_scale(model.config) == 11.3125
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_activation", "silu"),
+        ("attention_bias", True),
+        ("use_bidirectional_attention", True),
+        ("attn_logit_softcapping", 50.0),
+    ],
+)
+def test_an_unknown_variant_is_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
+    arch_checks.is_refused(tmp_path, GEMMA3, key, value)

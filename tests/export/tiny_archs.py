@@ -150,10 +150,11 @@ class _Random:
                 "mlp.gate_up_proj": self.matrix(2 * INNER, HIDDEN),
                 "mlp.down_proj": self.matrix(HIDDEN, INNER),
             }
-        if self.kind != "qwen3_moe" or layer in c["mlp_only_layers"]:
+        count = c.get("num_experts", c.get("num_local_experts"))
+        if count is None or layer in c["mlp_only_layers"] or (layer + 1) % c["decoder_sparse_step"]:
             return self.gated("mlp", INNER)
-        found = {"mlp.gate": 3 * self.matrix(c["num_experts"], HIDDEN)}
-        for expert in range(c["num_experts"]):
+        found = {"mlp.gate": 3 * self.matrix(count, HIDDEN)}
+        for expert in range(count):
             found |= self.gated(f"mlp.experts.{expert}", c["moe_intermediate_size"])
         return found
 

@@ -46,7 +46,7 @@ class Gemma2:
 
 def store(weights: WeightStore) -> Gemma2:
     config = weights.checkpoint.config
-    fields.refuse(
+    fields.check(
         config,
         "gemma2",
         hidden_activation=("gelu_pytorch_tanh",),

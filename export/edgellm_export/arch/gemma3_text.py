@@ -48,7 +48,7 @@ class Gemma3:
 
 def store(weights: WeightStore) -> Gemma3:
     config = weights.checkpoint.config
-    fields.refuse(
+    fields.check(
         config,
         "gemma3_text",
         hidden_activation=("gelu_pytorch_tanh",),

@@ -74,7 +74,7 @@ def _layer(weights: WeightStore, i: int) -> Layer:
 
 
 def _refuse(config: Mapping[str, Any]) -> None:
-    fields.refuse(config, "phi3", hidden_act=("silu",), attention_bias=(False,))
+    fields.check(config, "phi3", hidden_act=("silu",), attention_bias=(False,))
     scaling = config.get("rope_scaling")
     # Phi-3's first configs say "su" or "yarn" and mean what is now called "longrope".
     if scaling and scaling["rope_type"] not in ("longrope", "su", "yarn"):

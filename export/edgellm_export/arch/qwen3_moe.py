@@ -53,7 +53,7 @@ class Qwen3Moe:
 
 def store(weights: WeightStore) -> Qwen3Moe:
     config = weights.checkpoint.config
-    fields.refuse(config, "qwen3_moe", hidden_act=("silu",), attention_bias=(False,))
+    fields.check(config, "qwen3_moe", hidden_act=("silu",), attention_bias=(False,))
     scores = Scores(window=fields.window(config) if config.get("use_sliding_window") else None)
     embedding = weights.outer("embed_tokens", "model.embed_tokens")
     layers = tuple(_layer(weights, i) for i in range(config["num_hidden_layers"]))

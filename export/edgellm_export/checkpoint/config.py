@@ -86,7 +86,8 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     if scaling and scaling.keys() <= {"full_attention", "sliding_attention"}:
         return _rope_by_layer(scaling, config, where)
     rest = dict(scaling or {})
-    found = {"rope_theta": rest.pop("rope_theta", None) or config.get("rope_theta") or 10000.0}
+    base = 1e6 if config.get("model_type") == "gemma3_text" else 10000.0
+    found = {"rope_theta": rest.pop("rope_theta", None) or config.get("rope_theta") or base}
     if "partial_rotary_factor" in rest:
         found["partial_rotary_factor"] = rest.pop("partial_rotary_factor")
     kind = rest.pop("rope_type", None) or rest.pop("type", None) or "default"
