@@ -65,7 +65,7 @@ PLAIN = Scores()
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary tables, (context, N / 2) each."""
+    """Rotary tables, (context, R / 2) each: the first R of N numbers of a head are turned."""
 
     cos: Stored
     sin: Stored
@@ -79,12 +79,18 @@ class Position:
     total: Value
 
 
-def store_rope(data: DataFile, frequencies: NDArray[np.float64], context: int) -> Rope:
-    """Tables of cos and sin for `frequencies` (N / 2,), in radians a position."""
+def store_rope(
+    data: DataFile,
+    frequencies: NDArray[np.float64],
+    context: int,
+    name: str = "rope",
+    factor: float = 1.0,
+) -> Rope:
+    """Tables of cos and sin, times `factor`, for `frequencies` (R / 2,) in radians a position."""
     angles = np.outer(np.arange(context), frequencies)
     return Rope(
-        data.append("rope.cos", np.cos(angles).astype(np.float32)),
-        data.append("rope.sin", np.sin(angles).astype(np.float32)),
+        data.append(f"{name}.cos", (factor * np.cos(angles)).astype(np.float32)),
+        data.append(f"{name}.sin", (factor * np.sin(angles)).astype(np.float32)),
     )
 
 
@@ -230,26 +236,17 @@ def _score_attributes(scores: Scores) -> dict[str, float]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def gated_mlp(g: Graph, x: Value, gate_up: Matrix, down: Matrix) -> Value:
-    """down(silu(gate(x)) * up(x)); ONNX Runtime fuses Sigmoid and Mul into QuickGelu."""
-    gate, up = halves(g, x, gate_up)
-    silu = g.op("Mul", gate, g.op("Sigmoid", gate))
-    return linear(g, g.op("Mul", silu, up), down)
-
-
-def halves(g: Graph, x: Value, pair: Matrix) -> Sequence[Value]:
-    """What two matrices of one size make of x, stored as one or apart."""
-    if pair.parts:
-        return [linear(g, x, part) for part in pair.parts]
-    return g.ops("Split", linear(g, x, pair), outputs=2, axis=-1, num_outputs=2)
-
-
 def scaled(g: Graph, x: Value, factor: float) -> Value:
     return g.op("Mul", x, g.constant(np.array(factor, np.float32)))
 
 
 def _add_bias(g: Graph, y: Value, w: Matrix) -> Value:
     return g.op("Add", y, g.weight(w.bias)) if w.bias else y
+
+
+def softcapped(g: Graph, x: Value, cap: float | None) -> Value:
+    """cap * tanh(x / cap); x itself without a cap."""
+    return x if cap is None else scaled(g, g.op("Tanh", scaled(g, x, 1 / cap)), cap)
 
 
 def _float32(g: Graph, value: Value, stored: Stored) -> Value:

@@ -35,10 +35,13 @@ MICROSOFT = "com.microsoft"
 # Operators of ONNX Runtime's own domain (docs/ContribOperators.md) that the blocks use.
 CONTRIB = frozenset(
     {
+        "FastGelu",
         "FusedMatMul",
         "GatherBlockQuantized",
         "GroupQueryAttention",
         "MatMulNBits",
+        "MoE",
+        "QMoE",
         "SkipSimplifiedLayerNormalization",
     }
 )

@@ -47,6 +47,11 @@ def native(g: Graph) -> Inputs:
     return Inputs(ids, Position(last, total), rows)
 
 
+def asked_rows(g: Graph, inputs: Inputs, stream: Value) -> Value:
+    """(1, T, …) to (1, R, …); as it is where all rows are wanted."""
+    return stream if inputs.rows is None else g.op("Gather", stream, inputs.rows, axis=1)
+
+
 def output_logits(g: Graph, inputs: Inputs, logits: Value, vocab_size: int) -> None:
     """The logits output, (B, T, V) or (1, rows, V)."""
     rows = "sequence_length" if inputs.rows is None else "rows"

@@ -21,6 +21,7 @@ from edgellm_export.weights import (
     Float32,
     Weight,
     alike,
+    alternate,
     pack,
     stack,
     to_float32,
@@ -36,12 +37,15 @@ IGNORED = ("rotary_emb.inv_freq",)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a checkpoint tensor went: rows start…stop of a matrix or a vector."""
+    """Where a checkpoint tensor went: rows start…stop of a matrix, every `step`th, or a whole
+    vector, to whose numbers `added` was added."""
 
     stored: Matrix | Stored
     start: int
     stop: int
     treatment: Treatment
+    step: int = 1
+    added: float = 0.0
 
 
 @dataclass
@@ -69,12 +73,36 @@ class WeightStore:
         """Embedding or lm_head: the recipe's `head` treatment."""
         return self._matrix(name, (part,), self.recipe.head)
 
-    def vector(self, name: str) -> Stored:
-        """A norm's weight, float32."""
-        values = to_float32(self.checkpoint.weight(name))
+    def exact(self, name: str, part: str) -> Matrix:
+        """A small matrix that no recipe rounds, such as a router's: what it says is a choice."""
+        return self._matrix(name, (part,), Keep())
+
+    def experts(self, name: str, experts: Sequence[tuple[str, ...]]) -> Matrix:
+        """The matrices of all experts, one expert after the other, treated as a layer.
+
+        Of an expert's parts, all of one size, the rows alternate: gate 0, up 0, gate 1, up 1, …
+        """
+        step, treatment = len(experts[0]), self.recipe.linear
+        names = [f"{part}.weight" for expert in experts for part in expert]
+        weights = [self.checkpoint.weight(name) for name in names]
+        each = [alternate(weights[i : i + step]) for i in range(0, len(weights), step)]
+        try:
+            matrix = store_matrix(self.data, name, treat(stack(each), treatment))
+        except Incompatible as error:
+            raise Incompatible(f"tensor {names[0]}: {error}") from error
+        rows = matrix.shape[0] // len(experts)
+        for i, one in enumerate(names):
+            start = i // step * rows
+            self.places[one] = Place(matrix, start + i % step, start + rows, treatment, step)
+        self.parameters += matrix.shape[0] * matrix.shape[1]
+        return matrix
+
+    def vector(self, name: str, added: float = 0.0) -> Stored:
+        """A norm's weight, float32; Gemma's norms multiply by 1 + weight: `added` makes that 1."""
+        values = to_float32(self.checkpoint.weight(name)) + np.float32(added)
         self.parameters += values.size
         stored = self.data.append(name, values)
-        self.places[name] = Place(stored, 0, len(values), Keep())
+        self.places[name] = Place(stored, 0, len(values), Keep(), added=added)
         return stored
 
     def check_all_used(self, *also: str) -> None:
@@ -200,12 +228,15 @@ class StoredWeights:
         self._places = places
 
     def __call__(self, name: str) -> Float32:
-        """(N, K) or (N,), dequantized from the bytes on disk."""
-        return to_float32(self.weight(name))
+        """(N, K) or (N,), dequantized from the bytes on disk; nothing is `added`."""
+        values = to_float32(self.weight(name))
+        added = self._places[name].added
+        return values - np.float32(added) if added else values
 
     def weight(self, name: str) -> Weight:
+        """As it is stored, `added` included."""
         place = self._places[name]
-        rows = slice(place.start, place.stop)
+        rows = slice(place.start, place.stop, place.step)
         if isinstance(place.stored, Stored):
             return _dense(self._read(place.stored)[rows])
         m = place.stored

@@ -150,6 +150,8 @@ def _check_weights(candidate: Candidate, checkpoint: Checkpoint) -> tuple[int, f
     for name, place in candidate.places.items():
         source, stored = checkpoint.weight(name), candidate.stored.weight(name)
         a, b = to_float32(source), to_float32(stored)
+        if place.added:
+            a = a + np.float32(place.added)
         match place.treatment:
             case Keep():
                 if isinstance(source, Blocks) and isinstance(stored, Blocks):

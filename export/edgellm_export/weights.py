@@ -130,6 +130,15 @@ def stack(parts: Sequence[Weight]) -> Weight:
     return Dense(shape, dtype, lambda: np.concatenate([to_float32(part) for part in parts]))
 
 
+def alternate(parts: Sequence[Weight]) -> Weight:
+    """Output features of equally large weights in turn: the first of each, the second of each, …"""
+    whole = stack(parts)
+    order = np.arange(whole.shape[0]).reshape(len(parts), -1).T.reshape(-1)
+    if isinstance(whole, Blocks):
+        return whole.rows(order)
+    return Dense(whole.shape, whole.dtype, lambda: whole.numpy()[order])
+
+
 def concatenate(blocks: Sequence[Blocks]) -> Blocks:
     """Output features of blocks of one format, one after another."""
     first = blocks[0]

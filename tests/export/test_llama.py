@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from edgellm.runtime.cache import KVCache
 from edgellm.runtime.decode import prefill
 from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.session import Session, load_onnxruntime
-from edgellm_export import blocks, reference
+from edgellm_export import blocks, mlp, reference
 from edgellm_export.arch import find
 from edgellm_export.blocks import Matrix, Rope, linear
 from edgellm_export.checkpoint.open import open_checkpoint
@@ -275,17 +276,21 @@ ATTENTION, ADD_RMS_NORM = blocks.attention, blocks.add_rms_norm
 
 
 @pytest.mark.parametrize(
-    ("part", "broken"),
+    ("module", "part", "broken"),
     [
-        ("attention", swapped_rotation),
-        ("add_rms_norm", lost_residual),
-        ("gated_mlp", exchanged_gate),
+        (blocks, "attention", swapped_rotation),
+        (blocks, "add_rms_norm", lost_residual),
+        (mlp, "gated_mlp", exchanged_gate),
     ],
 )
 def test_a_broken_graph_is_far_beyond_the_limit(
-    tmp_path: Path, part: str, broken: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    module: ModuleType,
+    part: str,
+    broken: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blocks, part, broken)
+    monkeypatch.setattr(module, part, broken)
     built = from_folder(tmp_path, TINY, "fp32")
     wanted = expected(built, IDS)
     found = all_rows(open_session(built.exact, built), IDS)

@@ -159,10 +159,21 @@ def write_folder(
     config: Mapping[str, Any] | None = None,
 ) -> Path:
     """`folder` as Hugging Face has it. `changes` replaces tensors; None removes one."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Array | None] = {**weights(sizes), **(changes or {})}
     kept = {name: values for name, values in tensors.items() if values is not None}
-    _json(folder / "config.json", {**sizes.config(), **(config or {})})
+    return write_model(folder, {**sizes.config(), **(config or {})}, kept, dtype, shards)
+
+
+def write_model(
+    folder: Path,
+    config: Mapping[str, Any],
+    kept: Mapping[str, Array],
+    dtype: str = "F32",
+    shards: int = 1,
+) -> Path:
+    """`folder` as Hugging Face has any model, with the tiny tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _json(folder / "config.json", config)
     _json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
     special = {"bos_token": TURN, "eos_token": END_OF_TURN, "chat_template": TEMPLATE}
     _json(folder / "tokenizer_config.json", special)

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgellm.bundle.manifest import Shape
 from edgellm.errors import Incompatible
-from edgellm_export import blocks
+from edgellm_export import blocks, mlp
 from edgellm_export.blocks import Heads, Matrix, Rope
 from edgellm_export.data import Stored
 from edgellm_export.graph import Graph, Value
@@ -100,7 +100,7 @@ def build(g: Graph, inputs: Inputs, w: Olmo2) -> None:
                 x, y = _rows(g, x, inputs), _rows(g, y, inputs)
             y = blocks.linear(g, y, layer.out)
             x = g.op("Add", x, blocks.rms_norm(g, y, layer.attention_norm, eps))
-            y = blocks.gated_mlp(g, x, layer.gate_up, layer.down)
+            y = mlp.gated_mlp(g, x, layer.gate_up, layer.down)
             x = g.op("Add", x, blocks.rms_norm(g, y, layer.mlp_norm, eps))
     x = blocks.rms_norm(g, x, w.norm, eps)
     output_logits(g, inputs, blocks.linear(g, x, w.head), w.head.shape[0])

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgellm.bundle.manifest import Shape
 from edgellm.errors import Corrupt, Incompatible
-from edgellm_export import blocks
+from edgellm_export import blocks, mlp
 from edgellm_export.blocks import Heads, Matrix, Rope
 from edgellm_export.data import Stored
 from edgellm_export.graph import Graph, Value
@@ -114,7 +114,7 @@ def build(g: Graph, inputs: Inputs, w: SmolLM3) -> None:
                 x, residual = _rows(g, x, inputs), _rows(g, residual, inputs)
             x = blocks.linear(g, x, layer.out)
             x, residual = blocks.add_rms_norm(g, x, residual, layer.mlp_norm, eps)
-            x = blocks.gated_mlp(g, x, layer.gate_up, layer.down)
+            x = mlp.gated_mlp(g, x, layer.gate_up, layer.down)
             x, residual = blocks.add_rms_norm(g, x, residual, next_norm, eps)
     output_logits(g, inputs, blocks.linear(g, x, w.head), w.head.shape[0])
 

@@ -83,8 +83,11 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     scaling = config.get("rope_scaling") if both is None else both
     if not isinstance(scaling, dict | None):
         _fail(where, "rope_scaling" if both is None else "rope_parameters", config, "a mapping")
-    rest = dict(scaling or {})
-    found = {"rope_theta": rest.pop("rope_theta", None) or config.get("rope_theta") or 10000.0}
+    gemma = config.get("model_type") == "gemma3_text"
+    if gemma and scaling and scaling.keys() <= {"full_attention", "sliding_attention"}:
+        return _rope_by_layer(scaling, config, where)
+    rest, base = dict(scaling or {}), 1e6 if gemma else 10000.0
+    found = {"rope_theta": rest.pop("rope_theta", None) or config.get("rope_theta") or base}
     if "partial_rotary_factor" in rest:
         found["partial_rotary_factor"] = rest.pop("partial_rotary_factor")
     kind = rest.pop("rope_type", None) or rest.pop("type", None) or "default"
@@ -92,6 +95,18 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key, value in rest.items():
         _scaling_number(key, value, where)
     return found | {"rope_scaling": None if kind == "default" else {"rope_type": kind, **rest}}
+
+
+def _rope_by_layer(
+    by_layer: Mapping[str, Any], config: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Gemma 3's two rotary bases: the local one becomes `rope_local_base_freq`."""
+    near = by_layer.get("sliding_attention") or {}
+    far = _rope({**config, "rope_parameters": by_layer.get("full_attention")}, where)
+    if not isinstance(near, dict) or near.get("rope_type", "default") != "default":
+        raise Incompatible(f"{where}: rope_parameters scale the local layers; that is not known")
+    local = {"rope_local_base_freq": near["rope_theta"]} if "rope_theta" in near else {}
+    return far | local
 
 
 def _scaling_number(key: str, value: Any, where: str) -> None:

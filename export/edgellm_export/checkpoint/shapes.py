@@ -44,6 +44,10 @@ def check_shapes(
 
 
 def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return _decoder(config) | _experts(config)
+
+
+def _decoder(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     query, key = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
     wide = config["model_type"] in _WIDE_NORMS
@@ -53,7 +57,9 @@ def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         "lm_head": (config["vocab_size"], hidden),
         "layer.input_layernorm": (hidden,),
         "layer.post_attention_layernorm": (hidden,),
+        "layer.pre_feedforward_layernorm": (hidden,),
         "layer.post_feedforward_layernorm": (hidden,),
+        "layer.self_attn.qkv_proj": (query + 2 * key, hidden),
         "layer.self_attn.q_proj": (query, hidden),
         "layer.self_attn.k_proj": (key, hidden),
         "layer.self_attn.v_proj": (key, hidden),
@@ -62,5 +68,20 @@ def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         "layer.self_attn.k_norm": (key if wide else head,),
         "layer.mlp.gate_proj": (inner, hidden),
         "layer.mlp.up_proj": (inner, hidden),
+        "layer.mlp.gate_up_proj": (2 * inner, hidden),
         "layer.mlp.down_proj": (hidden, inner),
     }
+
+
+def _experts(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    count = config.get("num_experts", config.get("num_local_experts"))
+    inner = config.get("moe_intermediate_size")
+    if not (type(count) is int and 0 < count <= 1 << 12 and type(inner) is int):
+        return {}
+    hidden = config["hidden_size"]
+    found: dict[str, tuple[int, ...]] = {"layer.mlp.gate": (count, hidden)}
+    for i in range(count):
+        at = f"layer.mlp.experts.{i}"
+        found |= {f"{at}.gate_proj": (inner, hidden), f"{at}.up_proj": (inner, hidden)}
+        found[f"{at}.down_proj"] = (hidden, inner)
+    return found
