@@ -21,6 +21,8 @@ TRANSFORMERS_JS_DTYPES = {
     "_q4": "q4",
     "_q4f16": "q4f16",
 }
+# The words of a byte-level pre-tokenizer (huggingface/tokenizers, pre_tokenizers/byte_level.rs).
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -34,7 +36,8 @@ def write_configs(
     """Every file that is not a graph, weights or the manifest; `portable` is the graph's path."""
     text = checkpoint.text_files()
     generation = _generation(checkpoint.config, sampling, text.generation_config)
-    (folder / "tokenizer.json").write_text(text.tokenizer_json, encoding="utf-8")
+    tokenizer_json = _tokenizer_json(text.tokenizer_json)
+    (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
     _json(folder / "tokenizer_config.json", _tokenizer_config(text))
     _json(folder / "generation_config.json", generation)
     _json(folder / "config.json", _config(checkpoint, portable))
@@ -56,6 +59,33 @@ def _generation(
 
 def _json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _tokenizer_json(text: str) -> str:
+    """The tokenizer with single digits and byte-level words spelled as two regular expressions.
+
+    That is what `tokenizers` does for the pair in SmolLM2's file. transformers.js takes its Digits
+    for 0 to 9 only, and onnxruntime-genai splits spaces before a digit otherwise: both give other
+    ids for text as plain as "=  42". Any other tokenizer stays as it is, byte for byte.
+    """
+    tokenizer = json.loads(text)
+    match tokenizer.get("pre_tokenizer"):
+        case {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": True},
+                {"type": "ByteLevel", "add_prefix_space": False} as byte_level,
+            ],
+        } if byte_level.get("use_regex", True):
+            steps = [_split(r"\p{N}"), _split(GPT2_WORDS), {**byte_level, "use_regex": False}]
+            tokenizer["pre_tokenizer"]["pretokenizers"] = steps
+            return json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n"
+    return text
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    regex = {"Regex": pattern}
+    return {"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}
 
 
 def _tokenizer_config(text: TextFiles) -> dict[str, Any]:

@@ -26,9 +26,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.fixture(scope="session")
-def bundles(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Bundles:
+def bundles(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Bundles:
     from harness import Bundles
 
     folder = tmp_path_factory.mktemp("bundles")

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import environments
+import pytest
 import texts
 import tiny_models as tiny
 from environments import Unavailable
-from plain import Plain, chat_ids, text_ids
+from plain import Plain, chat_ids, exact_graph, text_ids
 
 from edgellm.bundle import manifest
 
@@ -33,11 +32,12 @@ class Bundle:
 
     folder: Path
     graph: Path
-    plain: Plain
     ends: list[int]
     texts: list[list[int]]
     chats: list[list[int]]
     answers: list[list[int]]
+    exact_answers: list[list[int]]
+    """With float32 activations, whatever accuracy_level the graph asks for."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,13 @@ def opened(folder: Path) -> Bundle:
     ends = ends if isinstance(ends, list) else [ends]
     plain = Plain(graph, ends)
     chats = chat_ids(folder, texts.CHATS)
-    answers = [without_end(plain.greedy(prompt, NEW_TOKENS), ends) for prompt in chats]
+    exact = Plain(exact_graph(graph), ends)
+    answers, exact_answers = (
+        [without_end(session.greedy(prompt, NEW_TOKENS), ends) for prompt in chats]
+        for session in (plain, exact)
+    )
     every = text_ids(folder, [*texts.HARD, *texts.mixes(MIXES)])
-    return Bundle(folder, graph, plain, ends, every, chats, answers)
+    return Bundle(folder, graph, ends, every, chats, answers, exact_answers)
 
 
 def without_end(answer: Sequence[int], ends: Sequence[int]) -> list[int]:

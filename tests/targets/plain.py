@@ -3,11 +3,13 @@ every other runtime must give."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -41,14 +43,6 @@ class Plain:
             made += fed
         return made
 
-    def gap(self, prompt: Sequence[int], answer: Sequence[int]) -> float:
-        """How far a token of `answer` lies below the likeliest one, in logits; 0: never."""
-        ids = [*prompt, *answer]
-        logits, _ = self._step(ids, len(ids), self._empty)
-        rows = logits[len(prompt) - 1 : -1]
-        chosen = rows[np.arange(len(answer)), list(answer)]
-        return float((rows.max(axis=-1) - chosen).max(initial=0))
-
     def _step(
         self, ids: Sequence[int], total: int, past: dict[str, Any]
     ) -> tuple[Logits, dict[str, Any]]:
@@ -63,6 +57,21 @@ class Plain:
         return logits, {
             name.replace("present.", "past_key_values."): value for name, value in outputs.items()
         }
+
+
+def exact_graph(graph: Path) -> Path:
+    """A copy of the graph, in a folder beside the bundle, that leaves activations float32."""
+    model = onnx.load(graph, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 0
+    folder = graph.parent.parent.with_name(f"{graph.parent.parent.name}-exact")
+    folder.mkdir()
+    data = graph.with_name(f"{graph.name}_data")
+    os.link(data, folder / data.name)
+    onnx.save(model, folder / graph.name)
+    return folder / graph.name
 
 
 def _size(symbol: str) -> int:
