@@ -99,9 +99,21 @@ def embedding(g: Graph, ids: Value, table: Matrix) -> Value:
     inner = table.shape[1]
     if not table.scales:
         return _float32(g, g.op("Gather", g.weight(table.values), ids), table.values)
-    rows = g.op(
+    rows = _spelled_rows(g, ids, table) if g.spell_embedding else _fused_rows(g, ids, table)
+    if not table.minima:
+        return rows
+    shift = g.op("Gather", _block_shift(g, table, table.minima.shape), ids)
+    wide = g.op("Expand", g.op("Unsqueeze", shift, _ints(g, -1)), _ints(g, table.block_size))
+    return g.op("Add", rows, g.op("Reshape", wide, _ints(g, 0, 0, inner)))
+
+
+def _fused_rows(g: Graph, ids: Value, table: Matrix) -> Value:
+    """Dequantized rows by one operator; blocks with minima are still to be shifted."""
+    if table.scales is None:
+        raise ValueError("a dense table has no blocks")
+    return g.op(
         "GatherBlockQuantized",
-        g.weight(table.values, (table.shape[0], inner * table.bits // 8)),
+        g.weight(table.values, (table.shape[0], table.shape[1] * table.bits // 8)),
         ids,
         _float32(g, g.weight(table.scales), table.scales),
         _explicit_zeros(g, table),
@@ -110,11 +122,38 @@ def embedding(g: Graph, ids: Value, table: Matrix) -> Value:
         gather_axis=0,
         quantize_axis=1,
     )
-    if not table.minima:
-        return rows
-    shift = g.op("Gather", _block_shift(g, table, table.minima.shape), ids)
-    wide = g.op("Expand", g.op("Unsqueeze", shift, _ints(g, -1)), _ints(g, table.block_size))
-    return g.op("Add", rows, g.op("Reshape", wide, _ints(g, 0, 0, inner)))
+
+
+def _spelled_rows(g: Graph, ids: Value, table: Matrix) -> Value:
+    """The same numbers as `_fused_rows`, in operators that every build of ONNX Runtime has."""
+    if table.scales is None:
+        raise ValueError("a dense table has no blocks")
+    codes = _unpacked(g, g.op("Gather", g.weight(table.values), ids), table.bits)
+    blocks = table.scales.shape[1]
+    codes = g.op("Reshape", codes, _ints(g, 0, 0, blocks, table.block_size))
+    zeros = g.constant(np.array(1 << (table.bits - 1), np.float32))
+    if table.zero_points:
+        packed = g.op("Gather", g.weight(table.zero_points), ids)
+        padded = g.op("Reshape", _unpacked(g, packed, table.bits), _ints(g, 0, 0, -1))
+        kept = g.op("Slice", padded, _ints(g, 0), _ints(g, blocks), _ints(g, 2))
+        zeros = g.op("Unsqueeze", kept, _ints(g, -1))
+    scales = _float32(g, g.op("Gather", g.weight(table.scales), ids), table.scales)
+    rows = g.op("Mul", g.op("Sub", codes, zeros), g.op("Unsqueeze", scales, _ints(g, -1)))
+    return g.op("Reshape", rows, _ints(g, 0, 0, table.shape[1]))
+
+
+def _unpacked(g: Graph, packed: Value, bits: int) -> Value:
+    """(..., bytes) of small integers, low bits first, as float32 (..., bytes, 8 / bits)."""
+    if bits == 8:
+        return g.op("Cast", packed, to=int(FLOAT))
+    mask = g.constant(np.array((1 << bits) - 1, np.uint8))
+    parts = []
+    for shift in range(0, 8, bits):
+        by = g.constant(np.array(shift, np.uint8))
+        shifted = g.op("BitShift", packed, by, direction="RIGHT") if shift else packed
+        part = g.op("BitwiseAnd", shifted, mask)
+        parts.append(g.op("Unsqueeze", g.op("Cast", part, to=int(FLOAT)), _ints(g, -1)))
+    return g.op("Concat", *parts, axis=-1)
 
 
 def linear(g: Graph, x: Value, w: Matrix) -> Value:

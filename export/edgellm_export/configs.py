@@ -8,11 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.bundle.manifest import Shape
-from edgellm_export.checkpoint import Checkpoint
+from edgellm_export.checkpoint import Checkpoint, TextFiles
 
 # onnxruntime-genai allocates its whole cache from this; the model's own maximum would take
 # hundreds of megabytes before the first token.
 GENAI_MAX_TOKENS = 4096
+# What transformers.js calls the precision of a file by that suffix (its src/utils/dtypes.js).
+TRANSFORMERS_JS_DTYPES = {
+    "": "fp32",
+    "_fp16": "fp16",
+    "_quantized": "q8",
+    "_q4": "q4",
+    "_q4f16": "q4f16",
+}
+# The words of a byte-level pre-tokenizer (huggingface/tokenizers, pre_tokenizers/byte_level.rs).
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -26,8 +36,9 @@ def write_configs(
     """Every file that is not a graph, weights or the manifest; `portable` is the graph's path."""
     text = checkpoint.text_files()
     generation = _generation(checkpoint.config, sampling, text.generation_config)
-    (folder / "tokenizer.json").write_text(text.tokenizer_json, encoding="utf-8")
-    _json(folder / "tokenizer_config.json", text.tokenizer_config)
+    tokenizer_json = _tokenizer_json(text.tokenizer_json)
+    (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+    _json(folder / "tokenizer_config.json", _tokenizer_config(text))
     _json(folder / "generation_config.json", generation)
     _json(folder / "config.json", _config(checkpoint, portable))
     _json(folder / "genai_config.json", _genai(shape, portable, generation))
@@ -50,11 +61,54 @@ def _json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _tokenizer_json(text: str) -> str:
+    """The tokenizer with single digits and byte-level words spelled as two regular expressions.
+
+    That is what `tokenizers` does for the pair in SmolLM2's file. transformers.js takes its Digits
+    for 0 to 9 only, and onnxruntime-genai splits spaces before a digit otherwise: both give other
+    ids for text as plain as "=  42". Any other tokenizer stays as it is, byte for byte.
+    """
+    tokenizer = json.loads(text)
+    match tokenizer.get("pre_tokenizer"):
+        case {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": True},
+                {"type": "ByteLevel", "add_prefix_space": False} as byte_level,
+            ],
+        } if byte_level.get("use_regex", True):
+            steps = [_split(r"\p{N}"), _split(GPT2_WORDS), {**byte_level, "use_regex": False}]
+            tokenizer["pre_tokenizer"]["pretokenizers"] = steps
+            return json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n"
+    return text
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    regex = {"Regex": pattern}
+    return {"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}
+
+
+def _tokenizer_config(text: TextFiles) -> dict[str, Any]:
+    """The model's own, with what other loaders do not guess (tests/targets holds them to it).
+
+    transformers.js reads a chat template only here. onnxruntime-genai drops the template when no
+    class is named, transformers 4 knows no TokenizersBackend and would feed token_type_ids.
+    """
+    config = {"model_input_names": ["input_ids", "attention_mask"], **text.tokenizer_config}
+    if config.get("tokenizer_class") in (None, "TokenizersBackend"):
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if text.chat_template is not None:
+        config["chat_template"] = text.chat_template
+    return config
+
+
 def _config(checkpoint: Checkpoint, portable: str) -> dict[str, Any]:
-    """Hugging Face's own keys, and what transformers.js needs to find the weights file."""
+    """Hugging Face's own keys, and what transformers.js needs to find graph and weights."""
     file_name = portable.rpartition("/")[2]
     config = {key: value for key, value in checkpoint.config.items() if value is not None}
-    return {**config, "transformers.js_config": {"use_external_data_format": {file_name: 1}}}
+    external = {"use_external_data_format": {file_name: 1}}
+    dtype = TRANSFORMERS_JS_DTYPES[file_name.removeprefix("model").removesuffix(".onnx")]
+    return {**config, "transformers.js_config": {"dtype": dtype, **external}}
 
 
 def _genai(shape: Shape, portable: str, generation: Mapping[str, Any]) -> dict[str, Any]:

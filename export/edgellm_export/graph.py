@@ -57,6 +57,8 @@ class Graph:
 
     def __init__(self, name: str, data_file: str, accuracy_level: int = FAST) -> None:
         self.accuracy_level = accuracy_level
+        # True: a quantized embedding is spelled in standard operators (blocks.embedding).
+        self.spell_embedding = False
         self._name = name
         self._data_file = data_file
         self._scopes: list[str] = []

@@ -29,6 +29,8 @@ class Inputs:
 
 def portable(g: Graph) -> Inputs:
     """Standard inputs, right-padded batches; see the loaders' rules in the bundle's contract."""
+    # The WebAssembly build that transformers.js loads has no GatherBlockQuantized for the CPU.
+    g.spell_embedding = True
     ids = g.input("input_ids", INT64, ("batch_size", "sequence_length"))
     mask = g.input("attention_mask", INT64, ("batch_size", "total_sequence_length"))
     one = g.constant(np.array([1], np.int64))
