@@ -18,10 +18,22 @@ PRECISIONS = ("exact", "int4", "int8", "fp16", "fp32")
     type=click.Choice(PRECISIONS),
     help="Default: exact (its own blocks) for GGUF, int8 for floats.",
 )
+@click.option("--calibrate", is_flag=True, help="Round for the least change of outputs (minutes).")
+@click.option(
+    "--calibration", type=Path, metavar="FILE", help="UTF-8 text; else the model's own words."
+)
+@click.option("--calibration-tokens", type=int, metavar="N", help="How much of it. [16384]")
 @click.option("--offline", is_flag=True, default=None, help="Fetch nothing; fail if it is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
-    source: str, output: Path, precision: str | None, offline: bool | None, as_json: bool
+    source: str,
+    output: Path,
+    precision: str | None,
+    calibrate: bool,
+    calibration: Path | None,
+    calibration_tokens: int | None,
+    offline: bool | None,
+    as_json: bool,
 ) -> None:
     """Convert SOURCE and check the result against a numpy forward pass.
 
@@ -30,16 +42,24 @@ def command(
 
     \b
     edgellm export smollm2-135m -o ./smollm2
-    edgellm export model.gguf -o ./model-int4 --precision int4
+    edgellm export model.gguf -o ./model-int4 --precision int4 --calibrate
     """
     from edgellm import settings
     from edgellm.bundle import manifest
     from edgellm.hub import HubOptions, Store, Terminal, export_to
+    from edgellm.hub.convert import DEFAULT_TOKENS, CalibrationOptions, Exporter
     from edgellm.hub.disk import megabytes, tree_bytes
 
     chosen = settings.current({"offline": offline})
     options = HubOptions(chosen.offline, precision)
-    folder = export_to(output, source, Store(chosen.home_folder()), options, Terminal())
+    progress = Terminal()
+    wanted = None
+    if calibrate or calibration or calibration_tokens is not None:
+        cache = chosen.home_folder() / "calibration"
+        wanted = CalibrationOptions(cache, calibration, calibration_tokens or DEFAULT_TOKENS)
+    exporter = Exporter(progress, wanted)
+    store = Store(chosen.home_folder())
+    folder = export_to(output, source, store, options, progress, exporter)
     found, size = manifest.read(folder), tree_bytes(folder)
     if as_json:
         answer = {"name": found.name, "path": str(folder), "bytes": size}

@@ -12,6 +12,7 @@ from edgellm.errors import MissingExtra
 from edgellm.hub.progress import Progress
 from edgellm.stream import Sampling
 
+DEFAULT_TOKENS = 16384
 _NEEDED = ("onnx_ir", "gguf")
 
 
@@ -27,6 +28,15 @@ class Conversion:
     sampling: Sampling | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """`text` None: the model's own words; `tokens` of it; `cache`: where statistics are kept."""
+
+    cache: Path
+    text: Path | None = None
+    tokens: int = DEFAULT_TOKENS
+
+
 class Converter(Protocol):
     def convert(self, job: Conversion, out: Path) -> None:
         """Fills the empty folder `out` with a bundle."""
@@ -36,23 +46,27 @@ class Converter(Protocol):
 class Exporter:
     """`edgellm_export` as a Converter; MissingExtra when what it needs is not installed."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, calibration: CalibrationOptions | None = None) -> None:
         missing = [name for name in _NEEDED if find_spec(name) is None]
         if missing:
             raise MissingExtra(
                 f"making a bundle needs {' and '.join(missing)}: pip install 'edgellm[export]'"
             )
         self._progress = progress
+        self._calibration = calibration
 
     def convert(self, job: Conversion, out: Path) -> None:
         from edgellm_export.pipeline import Job, export_bundle
+        from edgellm_export.quantize.calibrate import Calibration
         from edgellm_export.recipe import recipe
 
         chosen = recipe(job.precision) if job.precision else None
         sampling = generation_keys(job.sampling) if job.sampling else {}
-        export_bundle(
-            Job(job.source, chosen, job.origin, job.name, sampling), out, self._progress.notice
-        )
+        calibration = None
+        if (options := self._calibration) is not None:
+            calibration = Calibration(options.cache, options.text, options.tokens)
+        made = Job(job.source, chosen, job.origin, job.name, sampling, calibration)
+        export_bundle(made, out, self._progress.notice)
 
 
 def generation_keys(sampling: Sampling) -> dict[str, Any]:

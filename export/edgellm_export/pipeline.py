@@ -22,6 +22,7 @@ from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile, Stored
 from edgellm_export.graph import EXACT, Graph
+from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate
 from edgellm_export.recipe import Recipe, recipe
 from edgellm_export.store import Place, StoredWeights, WeightStore
 
@@ -38,6 +39,7 @@ class Job:
     origin: Source
     name: str
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -67,13 +69,13 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     architecture = arch.find(checkpoint.config["model_type"])
     graphs = out / "onnx"
     graphs.mkdir()
-    chosen = job.recipe or default_recipe(checkpoint)
+    chosen, found = _calibrated(job, checkpoint, architecture, notice)
     suffix = chosen.suffix
     native, portable = graphs / f"edgellm{suffix}.onnx", graphs / f"model{suffix}.onnx"
     exact = graphs / f"check{suffix}.onnx"
     notice(f"converting {job.name} ({chosen.name})")
     with DataFile(graphs / f"model{suffix}.onnx_data") as data:
-        store = WeightStore(checkpoint, chosen, data)
+        store = WeightStore(checkpoint, chosen, data, found.statistics if found else None)
         weights = architecture.store(store)
     for path, kind, level in (
         (native, "native", chosen.accuracy_level),
@@ -100,12 +102,23 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
             "portable": GraphFile("portable", f"onnx/{portable.name}", f"onnx/{data.path.name}"),
         },
         files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
-        recipe=chosen.to_json(),
+        recipe=chosen.to_json() | ({"calibration": dict(found.record)} if found else {}),
         self_check=report.to_json(),
         weight_bytes=_weight_bytes(store.places),
     )
     (out / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _calibrated(
+    job: Job, checkpoint: Checkpoint, architecture: Architecture, notice: Callable[[str], None]
+) -> tuple[Recipe, Calibrated | None]:
+    """The recipe, and what calibration found when the job wants it."""
+    chosen = job.recipe or default_recipe(checkpoint)
+    if job.calibration is None:
+        return chosen, None
+    chosen = chosen.calibrated()
+    return chosen, calibrate(checkpoint, architecture, job.calibration, notice)
 
 
 def _draw(architecture: Architecture, weights: Any, path: Path, kind: str, g: Graph) -> None:

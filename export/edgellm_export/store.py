@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,12 +41,17 @@ class Place:
 
 @dataclass
 class WeightStore:
-    """Writes weights to `data` as the recipe wants them and remembers where each one went."""
+    """Writes weights to `data` as the recipe wants them and remembers where each one went.
+
+    `statistics` has what calibration found for a matrix, by its name.
+    """
 
     checkpoint: Checkpoint
     recipe: Recipe
     data: DataFile
+    statistics: Callable[[str], Float32 | None] | None = None
     places: dict[str, Place] = field(default_factory=dict)
+    matrices: dict[str, Matrix] = field(default_factory=dict)
     parameters: int = 0
 
     def linear(self, name: str, *parts: str) -> Matrix:
@@ -75,11 +81,14 @@ class WeightStore:
             )
 
     def _matrix(self, name: str, parts: tuple[str, ...], treatment: Treatment) -> Matrix:
+        treatment = self.recipe.matrices.get(name, treatment)
         weights = [self.checkpoint.weight(f"{part}.weight") for part in parts]
+        known = self.statistics(name) if self.statistics else None
         try:
-            matrix = store_matrix(self.data, name, treat(stack(weights), treatment))
+            matrix = store_matrix(self.data, name, treat(stack(weights), treatment, known))
         except Incompatible as error:
             raise Incompatible(f"tensor {parts[0]}.weight: {error}") from error
+        self.matrices[name] = matrix
         start = 0
         for part, weight in zip(parts, weights, strict=True):
             stop = start + weight.shape[0]
