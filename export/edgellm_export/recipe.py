@@ -22,12 +22,17 @@ class Float:
     dtype: Literal["float16", "float32"]
 
 
+# MatMulNBits has kernels for these.
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
 @dataclass(frozen=True, slots=True)
 class Integer:
     """`bits` in blocks of `block_size` along the inputs, on a searched grid.
 
-    asymmetric: each block has an integer zero point; minima: a float16 minimum instead, finer and
-    slower. method "rtn" rounds to nearest; "gptq" needs calibration statistics (quantize.gptq).
+    A matrix whose width is no multiple of that gets the next smaller size that fits. asymmetric:
+    each block has an integer zero point; minima: a float16 minimum instead, finer and slower.
+    method "rtn" rounds to nearest; "gptq" needs calibration statistics (quantize.gptq).
     """
 
     bits: Literal[4, 8]
@@ -37,7 +42,7 @@ class Integer:
     method: Literal["rtn", "gptq"] = "rtn"
 
     def __post_init__(self) -> None:
-        if self.block_size not in (16, 32, 64, 128, 256):
+        if self.block_size not in BLOCK_SIZES:
             raise UsageError(f"block_size must be 16, 32, 64, 128 or 256, got {self.block_size}")
         if self.asymmetric and self.minima:
             raise UsageError("a block has a zero point or a minimum, not both")

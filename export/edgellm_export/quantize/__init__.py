@@ -7,9 +7,11 @@ calibrate   all of it, kept for a rerun
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgellm.errors import Incompatible
 from edgellm_export.quantize import gptq, rtn
-from edgellm_export.recipe import Float, Integer, Treatment
+from edgellm_export.recipe import BLOCK_SIZES, Float, Integer, Treatment
 from edgellm_export.weights import Dense, Float32, Weight, to_float32
 
 
@@ -19,18 +21,23 @@ def treat(weight: Weight, treatment: Treatment, hessian: Float32 | None = None) 
     `hessian` (K, K) is what calibration found for its inputs, None where nothing is known.
     """
     match treatment:
-        case Integer(block_size=block_size):
-            inner = weight.shape[1]
-            if inner % block_size:
-                raise Incompatible(
-                    f"its width {inner} is no multiple of the block size {block_size}; "
-                    "use --precision fp16"
-                )
-            values = to_float32(weight)
+        case Integer():
+            fitting = fit(treatment, weight.shape[1])
             if treatment.method == "rtn" and not treatment.minima:
-                return rtn.quantize(values, treatment)
-            return gptq.quantize(values, hessian, treatment)
+                return rtn.quantize(to_float32(weight), fitting)
+            return gptq.quantize(to_float32(weight), hessian, fitting)
         case Float(dtype):
             return Dense(weight.shape, dtype, lambda: to_float32(weight))
         case _:
             return weight
+
+
+def fit(scheme: Integer, inner: int) -> Integer:
+    """`scheme` with the largest block up to its own that divides `inner`; Incompatible if none."""
+    sizes = [size for size in BLOCK_SIZES if size <= scheme.block_size and inner % size == 0]
+    if not sizes:
+        raise Incompatible(
+            f"its width {inner} is no multiple of {BLOCK_SIZES[0]}, the smallest block; "
+            "use --precision fp16"
+        )
+    return replace(scheme, block_size=max(sizes))
