@@ -23,6 +23,9 @@ PRECISIONS = ("exact", "int4", "int8", "fp16", "fp32")
     "--calibration", type=Path, metavar="FILE", help="UTF-8 text; else the model's own words."
 )
 @click.option("--calibration-tokens", type=int, metavar="N", help="How much of it. [16384]")
+@click.option(
+    "--target-mb", type=float, metavar="MB", help="Calibrate with mixed bits within this size."
+)
 @click.option("--offline", is_flag=True, default=None, help="Fetch nothing; fail if it is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -32,6 +35,7 @@ def command(
     calibrate: bool,
     calibration: Path | None,
     calibration_tokens: int | None,
+    target_mb: float | None,
     offline: bool | None,
     as_json: bool,
 ) -> None:
@@ -47,18 +51,17 @@ def command(
     from edgellm import settings
     from edgellm.bundle import manifest
     from edgellm.hub import HubOptions, Store, Terminal, export_to
-    from edgellm.hub.convert import DEFAULT_TOKENS, CalibrationOptions, Exporter
+    from edgellm.hub.convert import CalibrationOptions, Exporter
     from edgellm.hub.disk import megabytes, tree_bytes
 
-    chosen = settings.current({"offline": offline})
-    options = HubOptions(chosen.offline, precision)
-    progress = Terminal()
+    chosen, progress = settings.current({"offline": offline}), Terminal()
     wanted = None
-    if calibrate or calibration or calibration_tokens is not None:
+    if calibrate or calibration or calibration_tokens is not None or target_mb is not None:
         cache = chosen.home_folder() / "calibration"
-        wanted = CalibrationOptions(cache, calibration, calibration_tokens or DEFAULT_TOKENS)
-    exporter = Exporter(progress, wanted)
-    store = Store(chosen.home_folder())
+        wanted = CalibrationOptions(cache, calibration, calibration_tokens, target_mb)
+    # A target chooses its own bits; the name says what the files are most like.
+    options = HubOptions(chosen.offline, precision or (None if target_mb is None else "int4"))
+    store, exporter = Store(chosen.home_folder()), Exporter(progress, wanted)
     folder = export_to(output, source, store, options, progress, exporter)
     found, size = manifest.read(folder), tree_bytes(folder)
     if as_json:

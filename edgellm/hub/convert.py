@@ -12,7 +12,6 @@ from edgellm.errors import MissingExtra
 from edgellm.hub.progress import Progress
 from edgellm.stream import Sampling
 
-DEFAULT_TOKENS = 16384
 _NEEDED = ("onnx_ir", "gguf")
 
 
@@ -30,11 +29,13 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationOptions:
-    """`text` None: the model's own words; `tokens` of it; `cache`: where statistics are kept."""
+    """`text` None: the model's own words; `tokens` of it, None for enough. `cache`: where
+    statistics are kept. `target_mb`: size of the weights file, None where the precision decides."""
 
     cache: Path
     text: Path | None = None
-    tokens: int = DEFAULT_TOKENS
+    tokens: int | None = None
+    target_mb: float | None = None
 
 
 class Converter(Protocol):
@@ -57,14 +58,19 @@ class Exporter:
 
     def convert(self, job: Conversion, out: Path) -> None:
         from edgellm_export.pipeline import Job, export_bundle
-        from edgellm_export.quantize.calibrate import Calibration
+        from edgellm_export.quantize.calibrate import CALIBRATION_TOKENS, Calibration
         from edgellm_export.recipe import recipe
 
         chosen = recipe(job.precision) if job.precision else None
         sampling = generation_keys(job.sampling) if job.sampling else {}
         calibration = None
         if (options := self._calibration) is not None:
-            calibration = Calibration(options.cache, options.text, options.tokens)
+            calibration = Calibration(
+                options.cache,
+                options.text,
+                CALIBRATION_TOKENS if options.tokens is None else options.tokens,
+                target_mb=options.target_mb,
+            )
         made = Job(job.source, chosen, job.origin, job.name, sampling, calibration)
         export_bundle(made, out, self._progress.notice)
 

@@ -118,7 +118,8 @@ def _calibrated(
     if job.calibration is None:
         return chosen, None
     chosen = chosen.calibrated()
-    return chosen, calibrate(checkpoint, architecture, job.calibration, notice)
+    found = calibrate(checkpoint, architecture, job.calibration, notice)
+    return dataclasses.replace(chosen, matrices={**chosen.matrices, **found.matrices}), found
 
 
 def _draw(architecture: Architecture, weights: Any, path: Path, kind: str, g: Graph) -> None:

@@ -19,27 +19,30 @@ import numpy as np
 from edgellm.errors import NotFound, UsageError
 from edgellm_export import io
 from edgellm_export.arch import Architecture
+from edgellm_export.blocks import Matrix
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.configs import write_configs
-from edgellm_export.data import DataFile
+from edgellm_export.data import ALIGNMENT_BYTES, DataFile
 from edgellm_export.graph import FAST, Graph
-from edgellm_export.quantize import selftext
+from edgellm_export.quantize import budget, selftext
 from edgellm_export.quantize.capture import (
     Clock,
     Ids,
     Model,
     Notice,
+    Statistics,
     capture,
     key,
     save,
 )
-from edgellm_export.recipe import recipe
-from edgellm_export.store import WeightStore
+from edgellm_export.recipe import Integer, recipe
+from edgellm_export.store import Place, StoredWeights, WeightStore
 from edgellm_export.weights import Float32
 
 # Raise it when the same checkpoint and text would give other statistics.
 VERSION = 1
 WINDOW_TOKENS = 512
+CALIBRATION_TOKENS = 16384
 HASHED = (".safetensors", ".gguf", ".json")
 
 
@@ -48,15 +51,20 @@ class Calibration:
     """What to calibrate on and where to keep what was found.
 
     `text` is a UTF-8 file, None for the model's own words (sampled with `seed`); `tokens` of it
-    are read. `cache` is a folder for statistics; they are replaced by those of the next model.
+    are read. `target_mb` (10^6 bytes of weights file) chooses bits and blocks for each matrix by
+    its loss, None takes the recipe's. `cache` is a folder for statistics, which are replaced by
+    those of the next model.
     """
 
     cache: Path
     text: Path | None = None
-    tokens: int = 16384
+    tokens: int = CALIBRATION_TOKENS
     seed: int = 0
+    target_mb: float | None = None
 
     def __post_init__(self) -> None:
+        if self.target_mb is not None and not self.target_mb > 0:
+            raise UsageError(f"--target-mb must be above 0, got {self.target_mb:g}")
         if self.tokens < WINDOW_TOKENS:
             raise UsageError(f"calibration needs {WINDOW_TOKENS} tokens or more, got {self.tokens}")
 
@@ -71,10 +79,12 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """H by matrix name, and what the manifest says of the text."""
+    """H by matrix name, what the manifest says of the text, and the schemes
+    chosen for a target size (none without one)."""
 
     statistics: Callable[[str], Float32 | None]
     record: Mapping[str, str | int]
+    matrices: Mapping[str, Integer]
 
 
 def calibrate(
@@ -90,10 +100,11 @@ def calibrate(
     folder = wanted.cache / name
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="import.", dir=wanted.cache) as scratch:
-        model = _import(checkpoint, architecture, Path(scratch))
+        model, stored = _import(checkpoint, architecture, Path(scratch))
         write_configs(Path(scratch), checkpoint, model.shape, "onnx/none.onnx", {})
         ids = _ids(model, wanted, text, folder / "ids.npy", notice)
         statistics = capture(model, ids, folder, notice)
+        chosen = _plan(model, stored, statistics, wanted.target_mb, notice)
     _forget_others(wanted.cache, name)
     clock = Clock(len(model.matrices), notice, "quantizing")
 
@@ -101,14 +112,54 @@ def calibrate(
         clock.tick()
         return statistics(matrix)
 
-    return Calibrated(found, wanted.to_json(ids))
+    return Calibrated(found, wanted.to_json(ids), chosen)
 
 
-def _import(checkpoint: Checkpoint, architecture: Architecture, scratch: Path) -> Model:
+def _import(
+    checkpoint: Checkpoint, architecture: Architecture, scratch: Path
+) -> tuple[Model, Stored]:
     with DataFile(scratch / "weights.data") as data:
         store = WeightStore(checkpoint, recipe("exact"), data)
         weights = architecture.store(store)
-    return Model(architecture, weights, data.path, store.matrices)
+    model = Model(architecture, weights, data.path, store.matrices)
+    return model, Stored(StoredWeights(data, store.places), store.places, data.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The imported weights, matrix by matrix."""
+
+    read: StoredWeights
+    places: Mapping[str, Place]
+    bytes: int
+
+    def matrix(self, matrix: Matrix) -> Float32:
+        """All its rows (N, K), float32."""
+        parts = [name for name, place in self.places.items() if place.stored is matrix]
+        return np.concatenate([self.read(name) for name in parts])
+
+
+def _plan(
+    model: Model, stored: Stored, statistics: Statistics, target_mb: float | None, notice: Notice
+) -> dict[str, Integer]:
+    """The schemes that fit into the target with all that is not a matrix."""
+    if target_mb is None:
+        return {}
+    parts = [
+        part.nbytes
+        for m in model.matrices.values()
+        for part in (m.values, m.scales, m.zero_points, m.minima)
+        if part is not None
+    ]
+    others = stored.bytes - sum(parts) + ALIGNMENT_BYTES
+    clock = Clock(len(model.matrices), notice, "choosing bits for each matrix")
+
+    def weight(name: str) -> Float32:
+        clock.tick()
+        return stored.matrix(model.matrices[name])
+
+    shapes = {name: matrix.shape for name, matrix in model.matrices.items()}
+    return budget.plan(shapes, weight, statistics, int(target_mb * budget.BYTES_PER_MB) - others)
 
 
 def _ids(model: Model, wanted: Calibration, text: str | None, path: Path, notice: Notice) -> Ids:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm_export.quantize.grids import Grid, search
+from edgellm_export.quantize.grids import Grid, rounded, search
 from edgellm_export.quantize.rtn import half
 from edgellm_export.recipe import Integer
 from edgellm_export.weights import Blocks, Float32
@@ -48,7 +48,8 @@ def quantize(
     """
     effort = effort or Effort()
     if hessian is None:
-        return _nearest(weight, search(weight, np.ones(weight.shape[1], np.float32), scheme))
+        grid = search(weight, np.ones(weight.shape[1], np.float32), scheme)
+        return grid.blocks(rounded(weight, grid))
     damped = damp(hessian, effort.damping)
     order = np.argsort(-np.diag(damped), kind="stable") if effort.by_importance else None
     factor = inverse_factor(damped, order)
@@ -105,11 +106,6 @@ class _Problem:
             grid = refit(weight, codes, grid, self.h)
             codes = descend(weight, codes, grid, self.h)
         return grid, codes
-
-
-def _nearest(weight: Float32, grid: Grid) -> Blocks:
-    codes = np.rint((weight - grid.wide(grid.offset)) / grid.wide(grid.scale))
-    return grid.blocks(np.clip(codes, 0, grid.top))
 
 
 def carry_errors(

@@ -63,6 +63,13 @@ class Grid:
         )
 
 
+def rounded(weight: Float32, grid: Grid) -> Float32:
+    """The nearest integers of `grid`: (N, K)."""
+    codes = np.rint((weight - grid.wide(grid.offset)) / grid.wide(grid.scale))
+    clipped: Float32 = np.clip(codes, 0, grid.top)
+    return clipped
+
+
 def search(weight: Float32, importance: Float32, scheme: Integer) -> Grid:
     """The grid of each block of `weight` (N, K) with the least error weighted by `importance` (K,).
 
