@@ -37,15 +37,22 @@ FLOORS = {
 
 # What the exporter may take from the runtime: vocabulary, never behaviour.
 EXPORT_MAY_IMPORT = ("edgellm.errors", "edgellm.bundle.manifest", "edgellm.device.profiles")
-# The one exception: the self-check must run the session that users run, not one like it.
+# The exceptions: the self-check must run the session that users run, not one like it; calibration
+# needs activations, and text that the model writes itself.
 EXPORT_EXCEPTIONS = {
+    "edgellm_export.quantize.capture": ("edgellm.runtime.session",),
+    "edgellm_export.quantize.selftext": (
+        "edgellm.bundle",
+        "edgellm.runtime.session",
+        "edgellm.stream",
+    ),
     "edgellm_export.verify": (
         "edgellm.bundle",
         "edgellm.runtime.cache",
         "edgellm.runtime.options",
         "edgellm.runtime.session",
         "edgellm.stream",
-    )
+    ),
 }
 # Who may reach the exporter; only inside a function, so that it stays optional.
 EXPORT_DOORS = ("edgellm.cli", "edgellm.hub")

@@ -19,6 +19,14 @@ PRECISIONS = ("exact", "int4", "int8", "fp16", "fp32")
     help="Default: exact (its own blocks) for GGUF, GPTQ and AWQ, int8 for floats.",
 )
 @click.option("--lora", type=Path, metavar="DIR", help="A PEFT adapter to merge.")
+@click.option("--calibrate", is_flag=True, help="Round for the least change of outputs (minutes).")
+@click.option(
+    "--calibration", type=Path, metavar="FILE", help="UTF-8 text; else the model's own words."
+)
+@click.option("--calibration-tokens", type=int, metavar="N", help="How much of it. [16384]")
+@click.option(
+    "--target-mb", type=float, metavar="MB", help="Calibrate with mixed bits within this size."
+)
 @click.option("--offline", is_flag=True, default=None, help="Fetch nothing; fail if it is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -26,6 +34,10 @@ def command(
     output: Path,
     precision: str | None,
     lora: Path | None,
+    calibrate: bool,
+    calibration: Path | None,
+    calibration_tokens: int | None,
+    target_mb: float | None,
     offline: bool | None,
     as_json: bool,
 ) -> None:
@@ -37,17 +49,25 @@ def command(
 
     \b
     edgellm export smollm2-135m -o ./smollm2
-    edgellm export model.gguf -o ./model-int4 --precision int4
     edgellm export ./base -o ./tuned --lora ./adapter
+    edgellm export model.gguf -o ./model-int4 --precision int4 --calibrate
     """
     from edgellm import settings
     from edgellm.bundle import manifest
     from edgellm.hub import HubOptions, Store, Terminal, export_to
+    from edgellm.hub.convert import CalibrationOptions, Exporter
     from edgellm.hub.disk import megabytes, tree_bytes
 
-    chosen = settings.current({"offline": offline})
-    options = HubOptions(chosen.offline, precision, lora)
-    folder = export_to(output, source, Store(chosen.home_folder()), options, Terminal())
+    chosen, progress = settings.current({"offline": offline}), Terminal()
+    wanted = None
+    if calibrate or calibration or calibration_tokens is not None or target_mb is not None:
+        cache = chosen.home_folder() / "calibration"
+        wanted = CalibrationOptions(cache, calibration, calibration_tokens, target_mb)
+    # A target chooses its own bits; the name says what the files are most like.
+    named = precision or (None if target_mb is None else "int4")
+    options = HubOptions(chosen.offline, named, lora)
+    store, exporter = Store(chosen.home_folder()), Exporter(progress, wanted)
+    folder = export_to(output, source, store, options, progress, exporter)
     found, size = manifest.read(folder), tree_bytes(folder)
     if as_json:
         answer = {"name": found.name, "path": str(folder), "bytes": size}

@@ -28,6 +28,17 @@ class Conversion:
     lora: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """`text` None: the model's own words; `tokens` of it, None for enough. `cache`: where
+    statistics are kept. `target_mb`: size of the weights file, None where the precision decides."""
+
+    cache: Path
+    text: Path | None = None
+    tokens: int | None = None
+    target_mb: float | None = None
+
+
 class Converter(Protocol):
     def convert(self, job: Conversion, out: Path) -> None:
         """Fills the empty folder `out` with a bundle."""
@@ -37,25 +48,32 @@ class Converter(Protocol):
 class Exporter:
     """`edgellm_export` as a Converter; MissingExtra when what it needs is not installed."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, calibration: CalibrationOptions | None = None) -> None:
         missing = [name for name in _NEEDED if find_spec(name) is None]
         if missing:
             raise MissingExtra(
                 f"making a bundle needs {' and '.join(missing)}: pip install 'edgellm[export]'"
             )
         self._progress = progress
+        self._calibration = calibration
 
     def convert(self, job: Conversion, out: Path) -> None:
         from edgellm_export.pipeline import Job, export_bundle
+        from edgellm_export.quantize.calibrate import CALIBRATION_TOKENS, Calibration
         from edgellm_export.recipe import recipe
 
         chosen = recipe(job.precision) if job.precision else None
         sampling = generation_keys(job.sampling) if job.sampling else {}
-        export_bundle(
-            Job(job.source, chosen, job.origin, job.name, sampling, job.lora),
-            out,
-            self._progress.notice,
-        )
+        calibration = None
+        if (options := self._calibration) is not None:
+            calibration = Calibration(
+                options.cache,
+                options.text,
+                CALIBRATION_TOKENS if options.tokens is None else options.tokens,
+                target_mb=options.target_mb,
+            )
+        made = Job(job.source, chosen, job.origin, job.name, sampling, job.lora, calibration)
+        export_bundle(made, out, self._progress.notice)
 
 
 def generation_keys(sampling: Sampling) -> dict[str, Any]:

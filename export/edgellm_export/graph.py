@@ -138,6 +138,22 @@ class Graph:
             self._initializers[key] = _initializer(name, tensor, shape)
         return self._initializers[key]
 
+    @property
+    def nodes(self) -> Sequence[ir.Node]:
+        """All nodes so far, in the order they were made."""
+        return self._nodes
+
+    def keep_only(self, outputs: Sequence[Value]) -> None:
+        """These become the outputs; nodes that none of them needs are dropped."""
+        needed: set[Value] = set(outputs)
+        kept = []
+        for node in reversed(self._nodes):
+            if needed.intersection(node.outputs):
+                needed.update(value for value in node.inputs if value is not None)
+                kept.append(node)
+        self._nodes = kept[::-1]
+        self._outputs = list(outputs)
+
     def save(self, path: Path) -> None:
         """Write the graph; the data file stays as it is, beside it."""
         graph = ir.Graph(

@@ -23,6 +23,7 @@ from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile, Stored
 from edgellm_export.graph import EXACT, Graph
+from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate
 from edgellm_export.recipe import Integer, Keep, Recipe, Treatment, describe, recipe
 from edgellm_export.store import Place, StoredWeights, WeightStore, stored_suffix
 
@@ -40,6 +41,7 @@ class Job:
     name: str
     sampling: Mapping[str, Any] = field(default_factory=dict)
     lora: Path | None = None
+    calibration: Calibration | None = None
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -69,47 +71,77 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     architecture = arch.find(checkpoint.config["model_type"])
     graphs = out / "onnx"
     graphs.mkdir()
-    chosen = job.recipe or default_recipe(checkpoint)
+    chosen, found = _calibrated(job, checkpoint, architecture, notice)
     instead = _instead(checkpoint, chosen, notice)
     notice(f"converting {job.name} ({chosen.name})")
     with DataFile(graphs / "weights") as data:
-        store = WeightStore(checkpoint, chosen, data, instead)
+        store = WeightStore(checkpoint, chosen, data, instead, found.statistics if found else None)
         weights = architecture.store(store)
     suffix = stored_suffix(store) if chosen.linear == Keep() else chosen.suffix
     data.rename(f"model{suffix}.onnx_data")
-    native, portable = graphs / f"edgellm{suffix}.onnx", graphs / f"model{suffix}.onnx"
-    exact = graphs / f"check{suffix}.onnx"
-    for path, kind, level in (
-        (native, "native", chosen.accuracy_level),
-        (portable, "portable", chosen.accuracy_level),
-        (exact, "native", EXACT),
-    ):
-        _draw(architecture, weights, path, kind, Graph(kind, data.path.name, level))
+    drawn = _draw(architecture, weights, graphs, suffix, chosen.accuracy_level)
     for line in checkpoint.notices:
         notice(line)
     shape = architecture.shape(weights)
-    write_configs(out, checkpoint, shape, f"onnx/{portable.name}", job.sampling)
+    write_configs(out, checkpoint, shape, f"onnx/{drawn.portable.name}", job.sampling)
     notice("checking it against a numpy forward pass on the same weights")
-    stored = StoredWeights(data, store.places)
-    candidate = verify.Candidate(out, native, portable, exact, shape, data, stored, store.places)
+    candidate = verify.Candidate(
+        out,
+        drawn.native,
+        drawn.portable,
+        drawn.exact,
+        shape,
+        data,
+        StoredWeights(data, store.places),
+        store.places,
+    )
     report = verify.check(candidate, checkpoint, notice)
-    exact.unlink()
+    drawn.exact.unlink()
     manifest = Manifest(
         name=job.name,
         producer=PRODUCER,
         source=dataclasses.replace(job.origin, licence=job.origin.licence or checkpoint.licence),
         shape=shape,
         graphs={
-            "native": GraphFile("native", f"onnx/{native.name}", f"onnx/{data.path.name}"),
-            "portable": GraphFile("portable", f"onnx/{portable.name}", f"onnx/{data.path.name}"),
+            kind: GraphFile(kind, f"onnx/{path.name}", f"onnx/{data.path.name}")
+            for kind, path in (("native", drawn.native), ("portable", drawn.portable))
         },
         files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
-        recipe=chosen.to_json() | ({"lora": job.lora.name} if job.lora else {}),
+        recipe=_recipe_record(job, chosen, found),
         self_check=report.to_json(),
         weight_bytes=_weight_bytes(store.places),
     )
     (out / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """The graphs of a bundle over one data file; `exact` is for the self-check only."""
+
+    native: Path
+    portable: Path
+    exact: Path
+
+
+def _draw(
+    architecture: Architecture, weights: Any, folder: Path, suffix: str, accuracy_level: int
+) -> _Drawn:
+    data = f"model{suffix}.onnx_data"
+    drawn = _Drawn(
+        folder / f"edgellm{suffix}.onnx",
+        folder / f"model{suffix}.onnx",
+        folder / f"check{suffix}.onnx",
+    )
+    for path, inputs, level in (
+        (drawn.native, io.native, accuracy_level),
+        (drawn.portable, io.portable, accuracy_level),
+        (drawn.exact, io.native, EXACT),
+    ):
+        g = Graph(path.stem, data, level)
+        architecture.build(g, inputs(g), weights)
+        g.save(path)
+    return drawn
 
 
 def _open(job: Job) -> Checkpoint:
@@ -130,10 +162,26 @@ def _instead(
     return instead
 
 
-def _draw(architecture: Architecture, weights: Any, path: Path, kind: str, g: Graph) -> None:
-    inputs = io.native(g) if kind == "native" else io.portable(g)
-    architecture.build(g, inputs, weights)
-    g.save(path)
+def _recipe_record(job: Job, chosen: Recipe, found: Calibrated | None) -> dict[str, Any]:
+    """What the manifest says of how the weights were made."""
+    record: dict[str, Any] = chosen.to_json()
+    if job.lora is not None:
+        record["lora"] = job.lora.name
+    if found is not None:
+        record["calibration"] = dict(found.record)
+    return record
+
+
+def _calibrated(
+    job: Job, checkpoint: Checkpoint, architecture: Architecture, notice: Callable[[str], None]
+) -> tuple[Recipe, Calibrated | None]:
+    """The recipe, and what calibration found when the job wants it."""
+    chosen = job.recipe or default_recipe(checkpoint)
+    if job.calibration is None:
+        return chosen, None
+    chosen = chosen.calibrated()
+    found = calibrate(checkpoint, architecture, job.calibration, notice)
+    return dataclasses.replace(chosen, matrices={**chosen.matrices, **found.matrices}), found
 
 
 def _records(folder: Path, known: Mapping[Path, FileRecord]) -> dict[str, FileRecord]:

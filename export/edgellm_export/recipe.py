@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from edgellm.errors import UsageError
@@ -27,18 +28,24 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """Round to nearest on a searched grid: `bits` in blocks of `block_size` along the inputs.
+    """`bits` in blocks of `block_size` along the inputs, on a searched grid.
 
-    A matrix whose width is no multiple of that gets the next smaller size that fits.
+    A matrix whose width is no multiple of that gets the next smaller size that fits. asymmetric:
+    each block has an integer zero point; minima: a float16 minimum instead, finer and slower.
+    method "rtn" rounds to nearest; "gptq" needs calibration statistics (quantize.gptq).
     """
 
     bits: Literal[4, 8]
     block_size: int
     asymmetric: bool
+    minima: bool = False
+    method: Literal["rtn", "gptq"] = "rtn"
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:
             raise UsageError(f"block_size must be 16, 32, 64, 128 or 256, got {self.block_size}")
+        if self.asymmetric and self.minima:
+            raise UsageError("a block has a zero point or a minimum, not both")
 
 
 Treatment = Keep | Float | Integer
@@ -48,6 +55,7 @@ Treatment = Keep | Float | Integer
 class Recipe:
     """`linear` for the layers, `head` for the embedding and lm_head (stored once when tied).
 
+    `matrices` has exceptions by the name of a stored matrix ("layers.0.qkv", "embed_tokens").
     `suffix` names the files as transformers.js expects them for that precision; one that keeps
     its source's blocks is named after these instead (store.stored_suffix). `accuracy_level`
     4 rounds activations to int8 per block, 0 keeps them float32 (slow, for measuring).
@@ -58,27 +66,48 @@ class Recipe:
     head: Treatment
     suffix: str
     accuracy_level: int = 4
+    matrices: Mapping[str, Treatment] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.accuracy_level not in (0, 4):
             raise UsageError(f"accuracy_level must be 0 or 4, got {self.accuracy_level}")
 
-    def to_json(self) -> dict[str, str | int]:
+    def calibrated(self) -> Recipe:
+        """The same with GPTQ wherever it rounds; UsageError when it rounds nothing."""
+        linear, head = _calibrated(self.linear), _calibrated(self.head)
+        matrices = {name: _calibrated(t) for name, t in self.matrices.items()}
+        if not any(isinstance(t, Integer) for t in (linear, head, *matrices.values())):
+            raise UsageError(
+                f"precision {self.name} rounds nothing that could be calibrated; "
+                "use --precision int4 or int8"
+            )
+        return replace(self, linear=linear, head=head, matrices=matrices)
+
+    def to_json(self) -> dict[str, str | int | dict[str, str]]:
         """What the manifest records, in words."""
-        return {
+        words: dict[str, str | int | dict[str, str]] = {
             "name": self.name,
             "linear": describe(self.linear),
             "head": describe(self.head),
             "accuracy_level": self.accuracy_level,
         }
+        if self.matrices:
+            words["matrices"] = {name: describe(t) for name, t in self.matrices.items()}
+        return words
+
+
+def _calibrated(treatment: Treatment) -> Treatment:
+    return replace(treatment, method="gptq") if isinstance(treatment, Integer) else treatment
 
 
 def describe(treatment: Treatment) -> str:
     """One line for a person."""
     match treatment:
-        case Integer(bits, block_size, asymmetric):
+        case Integer(bits, block_size, asymmetric, minima, method):
             kind = "asymmetric" if asymmetric else "symmetric"
-            return f"int{bits}, {kind} blocks of {block_size}, round to nearest"
+            kind = "offset" if minima else kind
+            how = "calibrated (GPTQ)" if method == "gptq" else "round to nearest"
+            return f"int{bits}, {kind} blocks of {block_size}, {how}"
         case Float(dtype):
             return dtype
         case _:

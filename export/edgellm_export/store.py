@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -53,13 +53,16 @@ class WeightStore:
     """Writes weights to `data` as the recipe wants them and remembers where each one went.
 
     `instead` has the treatment of single tensors for which the recipe's does not do.
+    `statistics` has what calibration found for a matrix, by its name.
     """
 
     checkpoint: Checkpoint
     recipe: Recipe
     data: DataFile
     instead: Mapping[str, Treatment] = field(default_factory=dict)
+    statistics: Callable[[str], Float32 | None] | None = None
     places: dict[str, Place] = field(default_factory=dict)
+    matrices: dict[str, Matrix] = field(default_factory=dict)
     parameters: int = 0
 
     def linear(self, name: str, *parts: str, bias: bool = False) -> Matrix:
@@ -118,6 +121,7 @@ class WeightStore:
     def _matrix(
         self, name: str, parts: tuple[str, ...], treatment: Treatment, bias: bool = False
     ) -> Matrix:
+        treatment = self.recipe.matrices.get(name, treatment)
         weights = [self.checkpoint.weight(f"{part}.weight") for part in parts]
         treatments = {self.instead.get(f"{part}.weight", treatment) for part in parts}
         if len(treatments) > 1 or (treatments == {Keep()} and not _joinable(weights)):
@@ -126,13 +130,15 @@ class WeightStore:
                 [self._matrix(n, (p,), treatment, bias) for n, p in zip(names, parts, strict=True)]
             )
         treatment = treatments.pop()
+        known = self.statistics(name) if self.statistics else None
         try:
-            matrix = store_matrix(self.data, name, treat(stack(weights), treatment))
+            matrix = store_matrix(self.data, name, treat(stack(weights), treatment, known))
         except Incompatible as error:
             raise Incompatible(f"tensor {parts[0]}.weight: {error}") from error
         if bias:
             matrix = replace(matrix, bias=self._biases(f"{name}.bias", parts))
         self._place([f"{part}.weight" for part in parts], weights, matrix, treatment)
+        self.matrices[name] = matrix
         self.parameters += matrix.shape[0] * matrix.shape[1]
         return matrix
 

@@ -1,27 +1,39 @@
-"""Weight quantization in numpy: no torch, no calibration data needed."""
+"""Weight quantization in numpy: no torch.
+
+rtn    round to nearest, no data needed       grids, gptq   calibrated, on statistics of the inputs
+capture   those statistics                    selftext      text in the model's own words
+calibrate   all of it, kept for a rerun
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from edgellm.errors import Incompatible
-from edgellm_export.quantize.rtn import quantize
+from edgellm_export.quantize import gptq, rtn
 from edgellm_export.recipe import BLOCK_SIZES, Float, Integer, Treatment
-from edgellm_export.weights import Dense, Weight, to_float32
+from edgellm_export.weights import Dense, Float32, Weight, to_float32
 
 
-def treat(weight: Weight, treatment: Treatment) -> Weight:
-    """The weight as the recipe wants it stored; Incompatible when its width does not allow it."""
+def treat(weight: Weight, treatment: Treatment, hessian: Float32 | None = None) -> Weight:
+    """The weight as the recipe wants it stored; Incompatible when its width does not allow it.
+
+    `hessian` (K, K) is what calibration found for its inputs, None where nothing is known.
+    """
     match treatment:
         case Integer():
-            return quantize(to_float32(weight), _fitting(treatment, weight.shape[1]))
+            fitting = fit(treatment, weight.shape[1])
+            if treatment.method == "rtn" and not treatment.minima:
+                return rtn.quantize(to_float32(weight), fitting)
+            return gptq.quantize(to_float32(weight), hessian, fitting)
         case Float(dtype):
             return Dense(weight.shape, dtype, lambda: to_float32(weight))
         case _:
             return weight
 
 
-def _fitting(scheme: Integer, inner: int) -> Integer:
+def fit(scheme: Integer, inner: int) -> Integer:
+    """`scheme` with the largest block up to its own that divides `inner`; Incompatible if none."""
     sizes = [size for size in BLOCK_SIZES if size <= scheme.block_size and inner % size == 0]
     if not sizes:
         raise Incompatible(

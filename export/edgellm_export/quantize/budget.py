@@ -1,0 +1,129 @@
+"""Mixed precision under a budget: which matrix deserves which bits and blocks.
+
+For each matrix a few schemes are tried on some of its rows; the loss of one is the error of the
+matrix's outputs on the calibration text relative to their size, so that losses of different
+matrices can be added (the perplexity of a model grows about linearly with them: Malinovskii et
+al., arXiv:2411.17525). Then bytes are spent where one byte removes most loss: along each matrix's
+lower convex hull in falling order of slope, which is the Lagrangian optimum up to one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from edgellm.errors import UsageError
+from edgellm_export.data import ALIGNMENT_BYTES
+from edgellm_export.quantize import gptq
+from edgellm_export.quantize.grids import rounded, search
+from edgellm_export.recipe import Integer
+from edgellm_export.weights import Float32
+
+# Rows that stand for all of a matrix: their mean loss is within a few per cent of it.
+SAMPLE_ROWS = 256
+CANDIDATES = (
+    Integer(4, 64, True, method="gptq"),
+    Integer(4, 32, True, method="gptq"),
+    Integer(8, 64, False, method="gptq"),
+    Integer(8, 32, False, method="gptq"),
+)
+BYTES_PER_MB = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One way to store a matrix: what it takes and what it costs."""
+
+    scheme: Integer
+    bytes: int
+    loss: float
+
+
+def choices(
+    weight: Float32, hessian: Float32 | None, schemes: Iterable[Integer]
+) -> tuple[Choice, ...]:
+    """Bytes and relative loss of `weight` (N, K) under each scheme; K must suit the blocks."""
+    rows = np.linspace(0, len(weight) - 1, min(SAMPLE_ROWS, len(weight))).astype(int)
+    sample = weight[rows]
+    h = np.eye(weight.shape[1], dtype=np.float32) if hessian is None else hessian
+    power = max(gptq.loss(sample, np.zeros_like(sample), h), 1e-30)
+    found = []
+    for scheme in schemes:
+        grid = search(sample, np.diag(h), scheme)
+        error = gptq.loss(sample, grid.dequantize(rounded(sample, grid)), h)
+        found.append(Choice(scheme, stored_bytes(weight.shape, scheme), error / power))
+    return tuple(found)
+
+
+def stored_bytes(shape: tuple[int, int], scheme: Integer) -> int:
+    """Bytes in the data file, alignment included."""
+    out, inner = shape
+    blocks = inner // scheme.block_size
+    arrays = [out * inner * scheme.bits // 8, 2 * out * blocks]
+    if scheme.asymmetric:
+        arrays.append(out * -(-blocks * scheme.bits // 8))
+    return sum(size + -size % ALIGNMENT_BYTES for size in arrays)
+
+
+def spend(table: Mapping[str, Sequence[Choice]], limit_bytes: int) -> dict[str, Choice]:
+    """One choice for each matrix, at most `limit_bytes` together, with the least sum of losses.
+
+    UsageError says the least that all of them take.
+    """
+    hulls = {name: _hull(options) for name, options in table.items()}
+    chosen = {name: hull[0] for name, hull in hulls.items()}
+    used = sum(choice.bytes for choice in chosen.values())
+    if used > limit_bytes:
+        raise UsageError(
+            f"the matrices take {used / BYTES_PER_MB:.1f} MB at the least and the target leaves "
+            f"{limit_bytes / BYTES_PER_MB:.1f} MB for them; raise --target-mb"
+        )
+    steps = [
+        ((a.loss - b.loss) / (b.bytes - a.bytes), name, b)
+        for name, hull in hulls.items()
+        for a, b in pairwise(hull)
+    ]
+    stopped: set[str] = set()
+    for _, name, step in sorted(steps, key=lambda s: (-s[0], s[1])):
+        more = step.bytes - chosen[name].bytes
+        if name in stopped or used + more > limit_bytes:
+            stopped.add(name)  # a later step of this matrix builds on this one
+            continue
+        chosen[name] = step
+        used += more
+    return chosen
+
+
+def plan(
+    shapes: Mapping[str, tuple[int, int]],
+    weight: Callable[[str], Float32],
+    statistics: Callable[[str], Float32 | None],
+    limit_bytes: int,
+) -> dict[str, Integer]:
+    """A scheme for each matrix named in `shapes`, within `limit_bytes` together."""
+    table = {}
+    for name, shape in shapes.items():
+        fitting = [scheme for scheme in CANDIDATES if shape[1] % scheme.block_size == 0]
+        schemes = fitting or [replace(scheme, block_size=16) for scheme in CANDIDATES]
+        table[name] = choices(weight(name), statistics(name), schemes)
+    return {name: choice.scheme for name, choice in spend(table, limit_bytes).items()}
+
+
+def _hull(options: Sequence[Choice]) -> list[Choice]:
+    """The choices worth taking, by rising bytes: loss falls, and ever more slowly."""
+    hull: list[Choice] = []
+    for option in sorted(options, key=lambda c: (c.bytes, c.loss)):
+        if hull and option.loss >= hull[-1].loss:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], option):
+            hull.pop()
+        hull.append(option)
+    return hull
+
+
+def _slope(a: Choice, b: Choice) -> float:
+    """Loss removed by each byte."""
+    return (a.loss - b.loss) / (b.bytes - a.bytes)

@@ -1,0 +1,218 @@
+"""Calibration from start to end: text, statistics of each matrix's inputs, kept for a rerun.
+
+checkpoint ─ exact import ─▶ own words or a file ─▶ windows of ids ─▶ H of each matrix
+                                      both kept in `Calibration.cache`, by what they came from
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgellm.errors import NotFound, UsageError
+from edgellm_export import io
+from edgellm_export.arch import Architecture
+from edgellm_export.blocks import Matrix
+from edgellm_export.checkpoint import Checkpoint
+from edgellm_export.configs import write_configs
+from edgellm_export.data import ALIGNMENT_BYTES, DataFile
+from edgellm_export.graph import FAST, Graph
+from edgellm_export.quantize import budget, selftext
+from edgellm_export.quantize.capture import (
+    Clock,
+    Ids,
+    Model,
+    Notice,
+    Statistics,
+    capture,
+    key,
+    save,
+)
+from edgellm_export.recipe import Integer, recipe
+from edgellm_export.store import Place, StoredWeights, WeightStore
+from edgellm_export.weights import Float32
+
+# Raise it when the same checkpoint and text would give other statistics.
+VERSION = 1
+WINDOW_TOKENS = 512
+CALIBRATION_TOKENS = 16384
+HASHED = (".safetensors", ".gguf", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What to calibrate on and where to keep what was found.
+
+    `text` is a UTF-8 file, None for the model's own words (sampled with `seed`); `tokens` of it
+    are read. `target_mb` (10^6 bytes of weights file) chooses bits and blocks for each matrix by
+    its loss, None takes the recipe's. `cache` is a folder for statistics, which are replaced by
+    those of the next model.
+    """
+
+    cache: Path
+    text: Path | None = None
+    tokens: int = CALIBRATION_TOKENS
+    seed: int = 0
+    target_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.target_mb is not None and not self.target_mb > 0:
+            raise UsageError(f"--target-mb must be above 0, got {self.target_mb:g}")
+        if self.tokens < WINDOW_TOKENS:
+            raise UsageError(f"calibration needs {WINDOW_TOKENS} tokens or more, got {self.tokens}")
+
+    def to_json(self, ids: Ids) -> dict[str, str | int]:
+        """What the manifest records."""
+        return {
+            "text": "a file" if self.text else "the model's own words",
+            "ids_sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
+            "tokens": ids.size,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """H by matrix name, what the manifest says of the text, and the schemes
+    chosen for a target size (none without one)."""
+
+    statistics: Callable[[str], Float32 | None]
+    record: Mapping[str, str | int]
+    matrices: Mapping[str, Integer]
+
+
+def calibrate(
+    checkpoint: Checkpoint, architecture: Architecture, wanted: Calibration, notice: Notice
+) -> Calibrated:
+    """The statistics of `checkpoint` on the wanted text. A rerun takes those it finds in the cache.
+
+    UsageError and NotFound name what is wrong with the text. An interrupted run leaves whole files
+    only; its scratch folder goes with it.
+    """
+    text = None if wanted.text is None else _read(wanted.text)
+    name = key(VERSION, _sha256(checkpoint.path), text, wanted.tokens, wanted.seed)
+    folder = wanted.cache / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="import.", dir=wanted.cache) as scratch:
+        model, stored = _import(checkpoint, architecture, Path(scratch))
+        write_configs(Path(scratch), checkpoint, model.shape, "onnx/none.onnx", {})
+        ids = _ids(model, wanted, text, folder / "ids.npy", notice)
+        statistics = capture(model, ids, folder, notice)
+        chosen = _plan(model, stored, statistics, wanted.target_mb, notice)
+    _forget_others(wanted.cache, name)
+    clock = Clock(len(model.matrices), notice, "quantizing")
+
+    def found(matrix: str) -> Float32 | None:
+        clock.tick()
+        return statistics(matrix)
+
+    return Calibrated(found, wanted.to_json(ids), chosen)
+
+
+def _import(
+    checkpoint: Checkpoint, architecture: Architecture, scratch: Path
+) -> tuple[Model, Stored]:
+    with DataFile(scratch / "weights.data") as data:
+        store = WeightStore(checkpoint, recipe("exact"), data)
+        weights = architecture.store(store)
+    model = Model(architecture, weights, data.path, store.matrices)
+    return model, Stored(StoredWeights(data, store.places), store.places, data.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The imported weights, matrix by matrix."""
+
+    read: StoredWeights
+    places: Mapping[str, Place]
+    bytes: int
+
+    def matrix(self, matrix: Matrix) -> Float32:
+        """All its rows (N, K), float32."""
+        parts = [name for name, place in self.places.items() if place.stored is matrix]
+        return np.concatenate([self.read(name) for name in parts])
+
+
+def _plan(
+    model: Model, stored: Stored, statistics: Statistics, target_mb: float | None, notice: Notice
+) -> dict[str, Integer]:
+    """The schemes that fit into the target with all that is not a matrix."""
+    if target_mb is None:
+        return {}
+    parts = [
+        part.nbytes
+        for m in model.matrices.values()
+        for part in (m.values, m.scales, m.zero_points, m.minima)
+        if part is not None
+    ]
+    others = stored.bytes - sum(parts) + ALIGNMENT_BYTES
+    clock = Clock(len(model.matrices), notice, "choosing bits for each matrix")
+
+    def weight(name: str) -> Float32:
+        clock.tick()
+        return stored.matrix(model.matrices[name])
+
+    shapes = {name: matrix.shape for name, matrix in model.matrices.items()}
+    return budget.plan(shapes, weight, statistics, int(target_mb * budget.BYTES_PER_MB) - others)
+
+
+def _ids(model: Model, wanted: Calibration, text: str | None, path: Path, notice: Notice) -> Ids:
+    """Windows of ids, from the cache, the text, or the model itself."""
+    if path.is_file():
+        notice("using the activations kept from an earlier run where they are there")
+        ids: Ids = np.load(path, allow_pickle=False)
+        return ids
+    scratch = model.data.parent
+    length = min(WINDOW_TOKENS, model.shape.context_length)
+    if text is not None:
+        ids = selftext.windows_of(scratch, text, wanted.tokens, length)
+    else:
+        graph = scratch / "write.onnx"
+        g = Graph("write", model.data.name, FAST)
+        model.architecture.build(g, io.portable(g), model.weights)
+        g.save(graph)
+        start = selftext.openings(scratch, _ends(scratch))
+        size = (max(1, wanted.tokens // length), length)
+        ids = selftext.generate(graph, model.shape, start, size, wanted.seed, notice)
+    save(path, ids)
+    return ids
+
+
+def _ends(folder: Path) -> list[int]:
+    """The ids that end an answer."""
+    config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    ends = config.get("eos_token_id", [])
+    return list(ends) if isinstance(ends, list) else [ends]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text; give --calibration a text file") from error
+    except OSError as error:
+        raise NotFound(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _sha256(path: Path) -> str:
+    """Of the checkpoint's files, whatever they are called."""
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    total = hashlib.sha256()
+    for file in files:
+        if file.is_file() and file.suffix in HASHED:
+            with file.open("rb") as opened:
+                total.update(hashlib.file_digest(opened, "sha256").digest())
+    return total.hexdigest()
+
+
+def _forget_others(cache: Path, name: str) -> None:
+    """Statistics of a model take as much room as its weights: those of one are kept."""
+    for folder in cache.iterdir():
+        if folder.is_dir() and folder.name != name and not folder.name.startswith("import."):
+            shutil.rmtree(folder, ignore_errors=True)

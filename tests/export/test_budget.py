@@ -1,0 +1,105 @@
+"""Mixed precision: never over the budget, and bytes go where they remove most loss."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+from tiny_models import UNTIED, Kind
+
+from edgellm.bundle.manifest import Source
+from edgellm.errors import UsageError
+from edgellm_export.data import DataFile
+from edgellm_export.pipeline import Job, export_bundle, silent
+from edgellm_export.quantize import budget, gptq
+from edgellm_export.quantize import calibrate as module
+from edgellm_export.quantize.budget import Choice, spend, stored_bytes
+from edgellm_export.quantize.calibrate import Calibration
+from edgellm_export.recipe import Integer, recipe
+from edgellm_export.store import store_matrix
+
+SCHEMES = [Integer(4, 64, True), Integer(4, 32, True), Integer(8, 64, False)]
+
+
+def table(seed: int, matrices: int = 5) -> dict[str, list[Choice]]:
+    rng = np.random.default_rng(seed)
+    found = {}
+    for i in range(matrices):
+        sizes = np.cumsum(rng.integers(10, 90, len(SCHEMES)))
+        losses = np.sort(rng.random(len(SCHEMES)))[::-1]
+        found[f"m{i}"] = [
+            Choice(scheme, int(size), float(loss))
+            for scheme, size, loss in zip(SCHEMES, sizes, losses, strict=True)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_budget_is_kept_and_the_loss_is_near_the_best(seed: int) -> None:
+    options = table(seed)
+    least = sum(min(c.bytes for c in row) for row in options.values())
+    most = sum(max(c.bytes for c in row) for row in options.values())
+    for limit in (least, (least + most) // 2, most):
+        chosen = spend(options, limit)
+        assert sum(c.bytes for c in chosen.values()) <= limit
+        loss = sum(c.loss for c in chosen.values())
+        fitting = [
+            sum(c.loss for c in row)
+            for row in product(*options.values())
+            if sum(c.bytes for c in row) <= limit
+        ]
+        # A greedy step left out costs at most one matrix's largest gain.
+        gain = max(max(c.loss for c in row) - min(c.loss for c in row) for row in options.values())
+        assert min(fitting) <= loss <= min(fitting) + gain
+
+
+def test_more_bytes_never_mean_more_loss() -> None:
+    options = table(3)
+    losses = [sum(c.loss for c in spend(options, limit).values()) for limit in (300, 400, 500, 900)]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_a_target_too_small_says_the_least_there_is() -> None:
+    with pytest.raises(UsageError, match="raise --target-mb"):
+        spend(table(0), 1)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_the_bytes_are_those_in_the_file(tmp_path: Path, scheme: Integer) -> None:
+    weight = np.random.default_rng(0).standard_normal((24, 192)).astype(np.float32)
+    with DataFile(tmp_path / "w") as data:
+        store_matrix(data, "m", gptq.quantize(weight, None, scheme))
+        data.append("end", np.zeros(16, np.float32))
+        assert stored_bytes((24, 192), scheme) == data.bytes - 64
+
+
+def test_the_matrix_whose_outputs_suffer_most_gets_the_bits() -> None:
+    rng = np.random.default_rng(1)
+    calm = rng.uniform(-1, 1, (32, 64)).astype(np.float32)
+    wild = (rng.standard_normal((32, 64)) ** 3).astype(np.float32)
+    weights = {"calm": calm, "wild": wild}
+    shapes = {name: (32, 64) for name in weights}
+    small, large = stored_bytes((32, 64), SCHEMES[0]), stored_bytes((32, 64), SCHEMES[2])
+    chosen = budget.plan(shapes, weights.__getitem__, lambda _: None, small + large)
+    assert (chosen["calm"].bits, chosen["wild"].bits) == (4, 8)
+
+
+def test_an_export_keeps_to_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW_TOKENS", 32)
+    path = tiny.write_gguf(tmp_path / "m.gguf", UNTIED, Kind.F16)
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 60)
+    sizes = []
+    for target_mb in (0.15, 0.17, 0.30):
+        out = tmp_path / str(target_mb)
+        out.mkdir()
+        wanted = Calibration(tmp_path / "cache", text, 96, target_mb=target_mb)
+        job = Job(path, recipe("int4"), Source("test:tiny"), "tiny", {}, wanted)
+        manifest = export_bundle(job, out, silent)
+        sizes.append(manifest.files["onnx/model_q4.onnx_data"].bytes)
+        assert sizes[-1] <= target_mb * 1e6
+        assert manifest.recipe["matrices"]
+    assert sizes == sorted(sizes)
