@@ -23,6 +23,8 @@ TRANSFORMERS_JS_DTYPES = {
 }
 # The words of a byte-level pre-tokenizer (huggingface/tokenizers, pre_tokenizers/byte_level.rs).
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# It refuses a decoder whose name it does not know (src/models/model_type.h), and runs all alike.
+GENAI_TYPES = {"olmo2": "olmo"}
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -136,7 +138,7 @@ def _genai(shape: Shape, portable: str, generation: Mapping[str, Any]) -> dict[s
     }
     model = {
         **ids,
-        "type": shape.architecture,
+        "type": GENAI_TYPES.get(shape.architecture, shape.architecture),
         "vocab_size": shape.vocab_size,
         "context_length": shape.context_length,
         "decoder": decoder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,13 @@ def test_the_whole_export_passes_its_self_check(tmp_path: Path, name: str) -> No
     assert report["logits_error_float32"] < 1e-5
     assert report["cache_error"] < 1e-5
     assert report["portable_error"] < 1e-5
+
+
+@pytest.mark.parametrize(("name", "known"), [("olmo2", "olmo"), ("granite", "granite")])
+def test_onnxruntime_genai_gets_a_name_it_knows(tmp_path: Path, name: str, known: str) -> None:
+    make_bundle(tiny.write_folder(tmp_path / "source", name), tmp_path / "out", "fp32")
+    genai = json.loads((tmp_path / "out" / "genai_config.json").read_text())
+    assert genai["model"]["type"] == known
 
 
 @pytest.mark.parametrize("name", tiny.GGUF_ARCHITECTURES)
