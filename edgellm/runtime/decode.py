@@ -16,9 +16,9 @@ from edgellm.stream import FinishReason
 Float32 = NDArray[np.float32]
 
 # Attention over a chunk computes the whole square, also its upper half: short chunks waste less.
-# Of 64…512, 128 to 192 were the fastest for 512 tokens of a 135M model on 2 Zen 4 cores (+4 % over
-# 512), and activations stay small.
-CHUNK_TOKENS = 192
+# 128 is also the height of a MatMulNBits tile (MLAS, qnbitgemm.cpp), and was the fastest of 64…512
+# for 512 tokens of a 135M model on 2 Zen 4 cores: 570 against 670 ms.
+CHUNK_TOKENS = 128
 
 
 class Forward(Protocol):

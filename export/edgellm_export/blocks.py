@@ -19,7 +19,10 @@ from edgellm_export.graph import FLOAT, Graph, Value
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A stored weight of shape (out, inner), dense or in blocks (see weights.Blocks)."""
+    """A stored weight of shape (out, inner), dense or in blocks (see weights.Blocks).
+
+    `bias` (out,) is added to what it computes.
+    """
 
     shape: tuple[int, int]
     values: Stored
@@ -28,6 +31,7 @@ class Matrix:
     scales: Stored | None = None
     zero_points: Stored | None = None
     minima: Stored | None = None
+    bias: Stored | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ def embedding(g: Graph, ids: Value, table: Matrix) -> Value:
 
 
 def linear(g: Graph, x: Value, w: Matrix) -> Value:
-    """x (B, T, inner) @ w.T: (B, T, out).
+    """x (B, T, inner) @ w.T + bias: (B, T, out).
 
     A block scale * q + minimum is split into scale * (q - 8) + (minimum + 8 * scale): the first
     part is MatMulNBits with its default zero point, the second needs only the sums of x over each
@@ -119,7 +123,8 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     """
     out, inner = w.shape
     if not w.scales:
-        return g.op("FusedMatMul", x, _float32(g, g.weight(w.values), w.values), transB=1)
+        y = g.op("FusedMatMul", x, _float32(g, g.weight(w.values), w.values), transB=1)
+        return _add_bias(g, y, w)
     y = g.op(
         "MatMulNBits",
         x,
@@ -132,6 +137,8 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
         block_size=w.block_size,
         accuracy_level=g.accuracy_level,
     )
+    # Right behind MatMulNBits, where ONNX Runtime takes it in as that node's own input.
+    y = _add_bias(g, y, w)
     if not w.minima:
         return y
     blocks = g.op("Reshape", x, _ints(g, 0, 0, inner // w.block_size, w.block_size))
@@ -164,8 +171,7 @@ def head_norms(
 
     GroupQueryAttention has norms of its own, but not on the CPU.
     """
-    widths = [heads.query * heads.width, heads.kv * heads.width, heads.kv * heads.width]
-    q, k, v = g.ops("Split", qkv, _ints(g, *widths), outputs=3, axis=-1)
+    q, k, v = split_heads(g, qkv, heads)
     normed = []
     for part, weight in zip((q, k), norms, strict=True):
         apart = g.op("Reshape", part, _ints(g, 0, 0, -1, heads.width))
@@ -173,19 +179,25 @@ def head_norms(
     return normed[0], normed[1], v
 
 
+def split_heads(g: Graph, qkv: Value, heads: Heads) -> Sequence[Value]:
+    """Packed qkv apart: (B, T, H * N), and twice (B, T, K * N)."""
+    widths = [heads.query * heads.width, heads.kv * heads.width, heads.kv * heads.width]
+    return g.ops("Split", qkv, _ints(g, *widths), outputs=3, axis=-1)
+
+
 def attention(
     g: Graph,
     qkv: Value | Sequence[Value],
     layer: int,
     heads: Heads,
-    rope: Rope,
+    rope: Rope | None,
     position: Position,
     scores: Scores = PLAIN,
 ) -> Value:
     """Causal grouped-query attention over the cache of `layer`, which becomes input and output.
 
     qkv (B, T, (H + 2 K) * N) holds the packed heads of the new tokens, or three values each their
-    own; returns (B, T, H * N).
+    own; without `rope` they are not turned. Returns (B, T, H * N).
     """
     shape = ("batch_size", heads.kv, "past_sequence_length", heads.width)
     past = [g.input(f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value")]
@@ -196,12 +208,11 @@ def attention(
         *past,
         position.last,
         position.total,
-        g.weight(rope.cos),
-        g.weight(rope.sin),
+        *((g.weight(rope.cos), g.weight(rope.sin)) if rope else ()),
         outputs=3,
         num_heads=heads.query,
         kv_num_heads=heads.kv,
-        do_rotary=1,
+        do_rotary=1 if rope else 0,
         **_score_attributes(scores),
     )
     shape = ("batch_size", heads.kv, "total_sequence_length", heads.width)
@@ -242,6 +253,10 @@ def scaled(g: Graph, x: Value, factor: float) -> Value:
 def softcapped(g: Graph, x: Value, cap: float | None) -> Value:
     """cap * tanh(x / cap); x itself without a cap."""
     return x if cap is None else scaled(g, g.op("Tanh", scaled(g, x, 1 / cap)), cap)
+
+
+def _add_bias(g: Graph, y: Value, w: Matrix) -> Value:
+    return g.op("Add", y, g.weight(w.bias)) if w.bias else y
 
 
 def _float32(g: Graph, value: Value, stored: Stored) -> Value:

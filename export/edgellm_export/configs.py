@@ -13,6 +13,8 @@ from edgellm_export.checkpoint import Checkpoint
 # onnxruntime-genai allocates its whole cache from this; the model's own maximum would take
 # hundreds of megabytes before the first token.
 GENAI_MAX_TOKENS = 4096
+# It refuses a decoder whose name it does not know (src/models/model_type.h), and runs all alike.
+GENAI_TYPES = {"olmo2": "olmo", "qwen3_moe": "qwen3"}
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -82,7 +84,7 @@ def _genai(shape: Shape, portable: str, generation: Mapping[str, Any]) -> dict[s
     }
     model = {
         **ids,
-        "type": shape.architecture,
+        "type": GENAI_TYPES.get(shape.architecture, shape.architecture),
         "vocab_size": shape.vocab_size,
         "context_length": shape.context_length,
         "decoder": decoder,

@@ -21,16 +21,23 @@ class Float:
     dtype: Literal["float16", "float32"]
 
 
+# MatMulNBits has kernels for these.
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """Round to nearest on a searched grid: `bits` in blocks of `block_size` along the inputs."""
+    """Round to nearest on a searched grid: `bits` in blocks of `block_size` along the inputs.
+
+    A matrix whose width is no multiple of that gets the next smaller size that fits.
+    """
 
     bits: Literal[4, 8]
     block_size: int
     asymmetric: bool
 
     def __post_init__(self) -> None:
-        if self.block_size not in (16, 32, 64, 128, 256):
+        if self.block_size not in BLOCK_SIZES:
             raise UsageError(f"block_size must be 16, 32, 64, 128 or 256, got {self.block_size}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -32,8 +32,8 @@ IGNORED = ("rotary_emb.inv_freq",)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a checkpoint tensor went: rows start…stop of a matrix, every `step`th, or a whole
-    vector, to whose numbers `added` was added."""
+    """Where a checkpoint tensor went: rows start…stop of a matrix or a vector, every `step`th.
+    `added` was added to its numbers."""
 
     stored: Matrix | Stored
     start: int
@@ -53,9 +53,9 @@ class WeightStore:
     places: dict[str, Place] = field(default_factory=dict)
     parameters: int = 0
 
-    def linear(self, name: str, *parts: str) -> Matrix:
+    def linear(self, name: str, *parts: str, bias: bool = False) -> Matrix:
         """One matrix from the output features of `parts`, treated as a layer."""
-        return self._matrix(name, parts, self.recipe.linear)
+        return self._matrix(name, parts, self.recipe.linear, bias)
 
     def outer(self, name: str, part: str) -> Matrix:
         """Embedding or lm_head: the recipe's `head` treatment."""
@@ -103,19 +103,42 @@ class WeightStore:
                 "the builder does not know this variant"
             )
 
-    def _matrix(self, name: str, parts: tuple[str, ...], treatment: Treatment) -> Matrix:
+    def _matrix(
+        self, name: str, parts: tuple[str, ...], treatment: Treatment, bias: bool = False
+    ) -> Matrix:
         weights = [self.checkpoint.weight(f"{part}.weight") for part in parts]
         try:
             matrix = store_matrix(self.data, name, treat(stack(weights), treatment))
         except Incompatible as error:
             raise Incompatible(f"tensor {parts[0]}.weight: {error}") from error
-        start = 0
-        for part, weight in zip(parts, weights, strict=True):
-            stop = start + weight.shape[0]
-            self.places[f"{part}.weight"] = Place(matrix, start, stop, treatment)
-            start = stop
+        if bias:
+            matrix = replace(matrix, bias=self._biases(f"{name}.bias", parts))
+        self._place([f"{part}.weight" for part in parts], weights, matrix, treatment)
         self.parameters += matrix.shape[0] * matrix.shape[1]
         return matrix
+
+    def _biases(self, name: str, parts: tuple[str, ...]) -> Stored:
+        """The biases of `parts` one after another, float32."""
+        names = [f"{part}.bias" for part in parts]
+        biases = [self.checkpoint.weight(name) for name in names]
+        values = to_float32(stack(biases))
+        stored = self.data.append(name, values)
+        self._place(names, biases, stored, Keep())
+        self.parameters += values.size
+        return stored
+
+    def _place(
+        self,
+        names: Sequence[str],
+        weights: Sequence[Weight],
+        stored: Matrix | Stored,
+        treatment: Treatment,
+    ) -> None:
+        start = 0
+        for name, weight in zip(names, weights, strict=True):
+            stop = start + weight.shape[0]
+            self.places[name] = Place(stored, start, stop, treatment)
+            start = stop
 
 
 def store_matrix(data: DataFile, name: str, weight: Weight) -> Matrix:
@@ -174,7 +197,7 @@ class StoredWeights:
         place = self._places[name]
         rows = slice(place.start, place.stop, place.step)
         if isinstance(place.stored, Stored):
-            return _dense(self._read(place.stored))
+            return _dense(self._read(place.stored)[rows])
         m = place.stored
         if m.scales is None:
             return _dense(self._read(m.values)[rows])

@@ -96,6 +96,9 @@ def arguments() -> Setup:
     for name in ("gguf", "llama_bench", "llama_quantize", "genai_python"):
         if values[name] is not None and not values[name].exists():
             parser.error(f"there is no {values[name]}")
+    for name, value in values.items():
+        if isinstance(value, Path):
+            values[name] = value.absolute()  # the contenders run elsewhere
     if values["rounds"] < 1 or values["threads"] < 1:
         parser.error("--rounds and --threads must be 1 or more")
     if values["work"] is None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgellm.device import detect
@@ -178,3 +179,21 @@ def test_detection_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_peak_memory_is_that_of_this_process_alone(tmp_path: Path) -> None:
+    status = "Name:\tpython\nVmHWM:\t  250000 kB\nVmRSS:\t 1 kB\n"
+    assert detect.peak_rss_mb(tree(tmp_path, {"proc/self/status": status})) == 256.0
+    ballast = np.ones(50_000_000, np.float32)
+    assert detect.peak_rss_mb() > ballast.nbytes / 1e6
+    # The child of a large process starts with memory of its own.
+    code = "from edgellm.device import detect; print(detect.peak_rss_mb())"
+    child = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert float(child.stdout) < 100
+
+
+def test_without_such_a_line_peak_memory_is_still_known(tmp_path: Path) -> None:
+    assert detect.peak_rss_mb(tmp_path) > 1
+    assert detect.peak_rss_mb(tree(tmp_path, {"proc/self/status": "VmHWM: lots\n"})) > 1

@@ -306,5 +306,5 @@ def test_a_variant_that_the_builder_does_not_know_is_refused_by_name(
 
 @pytest.mark.parametrize("name", ["mamba", "os", "__init__", "../llama", None, 3])
 def test_an_architecture_without_a_builder_is_refused_with_the_list(name: object) -> None:
-    with pytest.raises(Incompatible, match="there are: llama"):
+    with pytest.raises(Incompatible, match=r"there are: .*llama"):
         find(name)

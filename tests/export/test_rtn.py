@@ -146,6 +146,24 @@ def test_block_sizes_that_no_kernel_has_are_wrong_usage(block_size: int) -> None
         Integer(4, block_size, True)
 
 
+@pytest.mark.parametrize(
+    ("width", "block_size"), [(256, 128), (192, 64), (96, 32), (48, 16), (32, 32)]
+)
+def test_a_width_that_the_block_does_not_divide_gets_the_next_smaller_one(
+    width: int, block_size: int
+) -> None:
+    dense = Dense((2, width), "float32", lambda: np.ones((2, width), np.float32))
+    found = treat(dense, Integer(4, 128, True))
+    assert isinstance(found, Blocks)
+    assert (found.block_size, found.shape) == (block_size, (2, width))
+
+
+def test_a_width_that_no_block_divides_is_refused() -> None:
+    dense = Dense((2, 40), "float32", lambda: np.ones((2, 40), np.float32))
+    with pytest.raises(Incompatible, match=r"width 40 is no multiple of 16.*fp16"):
+        treat(dense, Integer(4, 32, True))
+
+
 def test_each_treatment_does_what_it_says() -> None:
     weight = MATRICES["normal"]
     dense = Dense(weight.shape, "bfloat16", lambda: weight)

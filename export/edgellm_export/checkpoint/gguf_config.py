@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,22 +34,45 @@ _LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 _HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_POST_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+_GRANITE = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "logit_scale": "logits_scaling",
+    "residual_scale": "residual_multiplier",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """`permuted`: rows of q and k are interleaved for GGML's rotary embedding."""
+    """`permuted`: rows of q and k are interleaved for GGML's rotary embedding. `multipliers`:
+    factors of the config by GGUF's keys, which must all be there."""
 
     model_type: str
     class_name: str
     layer: Mapping[str, str]
     permuted: bool = False
+    multipliers: Mapping[str, str] = field(default_factory=dict)
 
 
 ARCHITECTURES = {
     "llama": Architecture("llama", "LlamaForCausalLM", _LAYER, permuted=True),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _LAYER),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", {**_LAYER, **_HEAD_NORMS}),
+    # Which of its layers have no RoPE is not in the file: every fourth, as llama.cpp has it.
+    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _LAYER, permuted=True),
+    "olmo2": Architecture(
+        "olmo2",
+        "Olmo2ForCausalLM",
+        {k: v for k, v in _LAYER.items() if "norm" not in k} | _HEAD_NORMS | _POST_NORMS,
+    ),
+    "granite": Architecture(
+        "granite", "GraniteForCausalLM", _LAYER, permuted=True, multipliers=_GRANITE
+    ),
 }
 ROPE_FACTORS = "rope_freqs.weight"
 _NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,4})\.)?([a-z0-9_]+)\.(weight|bias)")
@@ -129,12 +152,12 @@ def config(file: GgufFile, arch: Architecture) -> dict[str, Any]:
         "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
         "dtype": {"F16": "float16", "BF16": "bfloat16"}.get(embedding.kind, "float32"),
     }
+    found |= {ours: keys.decimal(theirs) for theirs, ours in arch.multipliers.items()}
     window = keys.whole("attention.sliding_window", 0)
-    scaling = _rope_scaling(keys, head_dim)
     return (
         found
         | _token_ids(file)
-        | (scaling and {"rope_scaling": scaling})
+        | ({"rope_scaling": scaling} if (scaling := _rope_scaling(keys, head_dim)) else {})
         | ({"sliding_window": window} if 0 < window < context else {})
     )
 

@@ -12,6 +12,10 @@ from edgellm_export.checkpoint.mapped import AGAIN, shown
 _NAME = re.compile(r"(?:model\.layers\.([0-9]{1,5})\.)?(\w+(?:\.\w+)*)\.(weight|bias)", re.ASCII)
 
 
+# Architectures whose norms of query and key are over all heads at once.
+_WIDE_NORMS = ("olmo2",)
+
+
 def check_shapes(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
@@ -46,6 +50,7 @@ def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def _decoder(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     query, key = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    wide = config["model_type"] in _WIDE_NORMS
     return {
         "model.embed_tokens": (config["vocab_size"], hidden),
         "model.norm": (hidden,),
@@ -59,8 +64,8 @@ def _decoder(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         "layer.self_attn.k_proj": (key, hidden),
         "layer.self_attn.v_proj": (key, hidden),
         "layer.self_attn.o_proj": (hidden, query),
-        "layer.self_attn.q_norm": (head,),
-        "layer.self_attn.k_norm": (head,),
+        "layer.self_attn.q_norm": (query if wide else head,),
+        "layer.self_attn.k_norm": (key if wide else head,),
         "layer.mlp.gate_proj": (inner, hidden),
         "layer.mlp.up_proj": (inner, hidden),
         "layer.mlp.gate_up_proj": (2 * inner, hidden),

@@ -1,0 +1,151 @@
+"""Granite 3, dense: Llama with four multipliers.
+
+Source: Hugging Face modeling_granite.py.
+The stream keeps what it holds divided by the residual multiplier r: then a sum needs no product,
+and a norm, which forgets such factors, needs only eps / r² in place of eps. Weights stay as they
+are in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgellm.bundle.manifest import Shape
+from edgellm.errors import Corrupt, Incompatible
+from edgellm_export import blocks
+from edgellm_export.blocks import Heads, Matrix, Rope, Scores
+from edgellm_export.data import Stored
+from edgellm_export.graph import Graph, Value
+from edgellm_export.io import Inputs, output_logits
+from edgellm_export.rope import frequencies
+from edgellm_export.store import WeightStore
+
+MULTIPLIERS = (
+    "attention_multiplier",
+    "embedding_multiplier",
+    "logits_scaling",
+    "residual_multiplier",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    input_norm: Stored
+    qkv: Matrix
+    out: Matrix
+    mlp_norm: Stored
+    gate_up: Matrix
+    down: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Granite:
+    config: Mapping[str, Any]
+    embedding: Matrix
+    layers: tuple[Layer, ...]
+    norm: Stored
+    head: Matrix
+    rope: Rope
+    parameters: int
+
+    @property
+    def heads(self) -> Heads:
+        c = self.config
+        return Heads(c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"])
+
+    @property
+    def scores(self) -> Scores:
+        return Scores(scale=_multiplier(self.config, "attention_multiplier"))
+
+
+def store(weights: WeightStore) -> Granite:
+    config = weights.checkpoint.config
+    _refuse(config)
+    for key in MULTIPLIERS:
+        _multiplier(config, key)
+    embedding = weights.outer("embed_tokens", "model.embed_tokens")
+    layers = tuple(_layer(weights, i) for i in range(config["num_hidden_layers"]))
+    norm = weights.vector("model.norm.weight")
+    tied = bool(config.get("tie_word_embeddings"))
+    head = embedding if tied else weights.outer("lm_head", "lm_head")
+    weights.check_all_used(*(["lm_head.weight"] if tied else []))
+    rope = blocks.store_rope(weights.data, frequencies(config), config["max_position_embeddings"])
+    return Granite(config, embedding, layers, norm, head, rope, weights.parameters)
+
+
+def _layer(weights: WeightStore, i: int) -> Layer:
+    at, name = f"model.layers.{i}", f"layers.{i}"
+    return Layer(
+        weights.vector(f"{at}.input_layernorm.weight"),
+        weights.linear(f"{name}.qkv", *(f"{at}.self_attn.{p}_proj" for p in "qkv")),
+        weights.linear(f"{name}.out", f"{at}.self_attn.o_proj"),
+        weights.vector(f"{at}.post_attention_layernorm.weight"),
+        weights.linear(f"{name}.gate_up", f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
+        weights.linear(f"{name}.down", f"{at}.mlp.down_proj"),
+    )
+
+
+def _refuse(config: Mapping[str, Any]) -> None:
+    for key, allowed in (
+        ("hidden_act", ("silu", None)),
+        ("attention_bias", (False, None)),
+        ("mlp_bias", (False, None)),
+        ("sliding_window", (None,)),
+    ):
+        if config.get(key) not in allowed:
+            raise Incompatible(
+                f"config.json: {key} is {config[key]!r}; the granite builder has none"
+            )
+
+
+def _multiplier(config: Mapping[str, Any], key: str) -> float:
+    """A factor of the config, 1 when it is left out; Corrupt when it cannot be one."""
+    value = config.get(key, 1.0)
+    if type(value) not in (int, float) or not 1e-6 < value < 1e6:
+        raise Corrupt(f"config.json: {key} must be a number from 1e-06 to 1e+06, got {value!r}")
+    return float(value)
+
+
+def build(g: Graph, inputs: Inputs, w: Granite) -> None:
+    r = _multiplier(w.config, "residual_multiplier")
+    eps, heads = w.config["rms_norm_eps"] / r**2, w.heads
+    factor = _multiplier(w.config, "embedding_multiplier") / r
+    residual = blocks.scaled(g, blocks.embedding(g, inputs.ids, w.embedding), factor)  # (B, T, D)
+    x = blocks.rms_norm(g, residual, w.layers[0].input_norm, eps)
+    norms = [layer.input_norm for layer in w.layers[1:]] + [w.norm]
+    for i, (layer, next_norm) in enumerate(zip(w.layers, norms, strict=True)):
+        with g.scope(f"layers.{i}"):
+            x = blocks.linear(g, x, layer.qkv)
+            x = blocks.attention(g, x, i, heads, w.rope, inputs.position, w.scores)
+            if layer is w.layers[-1] and inputs.rows is not None:
+                # Past the last attention only the asked-for rows matter.
+                x, residual = _rows(g, x, inputs), _rows(g, residual, inputs)
+            x = blocks.linear(g, x, layer.out)
+            x, residual = blocks.add_rms_norm(g, x, residual, layer.mlp_norm, eps)
+            x = blocks.gated_mlp(g, x, layer.gate_up, layer.down)
+            x, residual = blocks.add_rms_norm(g, x, residual, next_norm, eps)
+    # Before the head: D numbers, not V.
+    x = blocks.scaled(g, x, 1 / _multiplier(w.config, "logits_scaling"))
+    output_logits(g, inputs, blocks.linear(g, x, w.head), w.head.shape[0])
+
+
+def _rows(g: Graph, stream: Value, inputs: Inputs) -> Value:
+    """(1, T, …) to (1, R, …)"""
+    return g.op("Gather", stream, inputs.rows, axis=1)
+
+
+def shape(w: Granite) -> Shape:
+    c = w.config
+    return Shape(
+        architecture="granite",
+        num_hidden_layers=c["num_hidden_layers"],
+        num_attention_heads=c["num_attention_heads"],
+        num_key_value_heads=c["num_key_value_heads"],
+        head_dim=c["head_dim"],
+        hidden_size=c["hidden_size"],
+        vocab_size=c["vocab_size"],
+        context_length=c["max_position_embeddings"],
+        parameters=w.parameters,
+    )

@@ -1,0 +1,126 @@
+"""OLMo 2: norms behind attention and MLP instead of before, and one over all heads.
+
+Source: Hugging Face modeling_olmo2.py; arXiv:2501.00656, section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgellm.bundle.manifest import Shape
+from edgellm.errors import Incompatible
+from edgellm_export import blocks
+from edgellm_export.blocks import Heads, Matrix, Rope
+from edgellm_export.data import Stored
+from edgellm_export.graph import Graph, Value
+from edgellm_export.io import Inputs, output_logits
+from edgellm_export.rope import frequencies
+from edgellm_export.store import WeightStore
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    qkv: Matrix
+    query_norm: Stored
+    key_norm: Stored
+    out: Matrix
+    attention_norm: Stored
+    gate_up: Matrix
+    down: Matrix
+    mlp_norm: Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Olmo2:
+    config: Mapping[str, Any]
+    embedding: Matrix
+    layers: tuple[Layer, ...]
+    norm: Stored
+    head: Matrix
+    rope: Rope
+    parameters: int
+
+    @property
+    def heads(self) -> Heads:
+        c = self.config
+        return Heads(c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"])
+
+
+def store(weights: WeightStore) -> Olmo2:
+    config = weights.checkpoint.config
+    _refuse(config)
+    embedding = weights.outer("embed_tokens", "model.embed_tokens")
+    layers = tuple(_layer(weights, i) for i in range(config["num_hidden_layers"]))
+    norm = weights.vector("model.norm.weight")
+    tied = bool(config.get("tie_word_embeddings"))
+    head = embedding if tied else weights.outer("lm_head", "lm_head")
+    weights.check_all_used(*(["lm_head.weight"] if tied else []))
+    rope = blocks.store_rope(weights.data, frequencies(config), config["max_position_embeddings"])
+    return Olmo2(config, embedding, layers, norm, head, rope, weights.parameters)
+
+
+def _layer(weights: WeightStore, i: int) -> Layer:
+    at, name = f"model.layers.{i}", f"layers.{i}"
+    return Layer(
+        weights.linear(f"{name}.qkv", *(f"{at}.self_attn.{p}_proj" for p in "qkv")),
+        weights.vector(f"{at}.self_attn.q_norm.weight"),
+        weights.vector(f"{at}.self_attn.k_norm.weight"),
+        weights.linear(f"{name}.out", f"{at}.self_attn.o_proj"),
+        weights.vector(f"{at}.post_attention_layernorm.weight"),
+        weights.linear(f"{name}.gate_up", f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
+        weights.linear(f"{name}.down", f"{at}.mlp.down_proj"),
+        weights.vector(f"{at}.post_feedforward_layernorm.weight"),
+    )
+
+
+def _refuse(config: Mapping[str, Any]) -> None:
+    for key, allowed in (
+        ("hidden_act", ("silu", None)),
+        ("attention_bias", (False, None)),
+        ("mlp_bias", (False, None)),
+        ("sliding_window", (None,)),
+    ):
+        if config.get(key) not in allowed:
+            raise Incompatible(f"config.json: {key} is {config[key]!r}; the olmo2 builder has none")
+
+
+def build(g: Graph, inputs: Inputs, w: Olmo2) -> None:
+    eps, heads = w.config["rms_norm_eps"], w.heads
+    x = blocks.embedding(g, inputs.ids, w.embedding)  # (B, T, D)
+    for i, layer in enumerate(w.layers):
+        with g.scope(f"layers.{i}"):
+            q, k, v = blocks.split_heads(g, blocks.linear(g, x, layer.qkv), heads)
+            q = blocks.rms_norm(g, q, layer.query_norm, eps)
+            k = blocks.rms_norm(g, k, layer.key_norm, eps)
+            y = blocks.attention(g, (q, k, v), i, heads, w.rope, inputs.position)
+            if layer is w.layers[-1] and inputs.rows is not None:
+                # Past the last attention only the asked-for rows matter.
+                x, y = _rows(g, x, inputs), _rows(g, y, inputs)
+            y = blocks.linear(g, y, layer.out)
+            x = g.op("Add", x, blocks.rms_norm(g, y, layer.attention_norm, eps))
+            y = blocks.gated_mlp(g, x, layer.gate_up, layer.down)
+            x = g.op("Add", x, blocks.rms_norm(g, y, layer.mlp_norm, eps))
+    x = blocks.rms_norm(g, x, w.norm, eps)
+    output_logits(g, inputs, blocks.linear(g, x, w.head), w.head.shape[0])
+
+
+def _rows(g: Graph, stream: Value, inputs: Inputs) -> Value:
+    """(1, T, …) to (1, R, …)"""
+    return g.op("Gather", stream, inputs.rows, axis=1)
+
+
+def shape(w: Olmo2) -> Shape:
+    c = w.config
+    return Shape(
+        architecture="olmo2",
+        num_hidden_layers=c["num_hidden_layers"],
+        num_attention_heads=c["num_attention_heads"],
+        num_key_value_heads=c["num_key_value_heads"],
+        head_dim=c["head_dim"],
+        hidden_size=c["hidden_size"],
+        vocab_size=c["vocab_size"],
+        context_length=c["max_position_embeddings"],
+        parameters=w.parameters,
+    )
