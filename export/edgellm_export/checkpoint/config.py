@@ -83,10 +83,10 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     scaling = config.get("rope_scaling") if both is None else both
     if not isinstance(scaling, dict | None):
         _fail(where, "rope_scaling" if both is None else "rope_parameters", config, "a mapping")
-    if scaling and scaling.keys() <= {"full_attention", "sliding_attention"}:
+    gemma = config.get("model_type") == "gemma3_text"
+    if gemma and scaling and scaling.keys() <= {"full_attention", "sliding_attention"}:
         return _rope_by_layer(scaling, config, where)
-    rest = dict(scaling or {})
-    base = 1e6 if config.get("model_type") == "gemma3_text" else 10000.0
+    rest, base = dict(scaling or {}), 1e6 if gemma else 10000.0
     found = {"rope_theta": rest.pop("rope_theta", None) or config.get("rope_theta") or base}
     if "partial_rotary_factor" in rest:
         found["partial_rotary_factor"] = rest.pop("partial_rotary_factor")
