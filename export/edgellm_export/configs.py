@@ -24,7 +24,7 @@ TRANSFORMERS_JS_DTYPES = {
 # The words of a byte-level pre-tokenizer (huggingface/tokenizers, pre_tokenizers/byte_level.rs).
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # It refuses a decoder whose name it does not know (src/models/model_type.h), and runs all alike.
-GENAI_TYPES = {"olmo2": "olmo"}
+GENAI_TYPES = {"olmo2": "olmo", "qwen3_moe": "qwen3"}
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 

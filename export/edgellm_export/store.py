@@ -37,8 +37,8 @@ IGNORED = ("rotary_emb.inv_freq",)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a checkpoint tensor went: rows start…stop of a matrix, every `step`th, or a whole
-    vector, to whose numbers `added` was added."""
+    """Where a checkpoint tensor went: rows start…stop of a matrix or a vector, every `step`th.
+    `added` was added to its numbers."""
 
     stored: Matrix | Stored
     start: int

@@ -98,6 +98,12 @@ def test_routers_are_not_rounded(models: Models) -> None:
     assert np.array_equal(models("int4").stored(name), tensors(QWEN3_MOE)[name])
 
 
+def test_genai_knows_it_by_the_name_of_its_dense_brother(tmp_path: Path) -> None:
+    arch_checks.is_published(tmp_path, QWEN3_MOE, "int8")
+    genai = json.loads((tmp_path / "bundle" / "genai_config.json").read_text())
+    assert genai["model"]["type"] == "qwen3"
+
+
 @pytest.mark.parametrize(("key", "value"), [("hidden_act", "gelu"), ("attention_bias", True)])
 def test_an_unknown_variant_is_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
     arch_checks.is_refused(tmp_path, QWEN3_MOE, key, value)
