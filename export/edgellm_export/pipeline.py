@@ -70,10 +70,9 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     graphs = out / "onnx"
     graphs.mkdir()
     chosen = job.recipe or default_recipe(checkpoint)
-    instead = _instead(checkpoint, chosen, notice)
     notice(f"converting {job.name} ({chosen.name})")
     with DataFile(graphs / "weights") as data:
-        store = WeightStore(checkpoint, chosen, data, instead)
+        store = WeightStore(checkpoint, chosen, data, _instead(checkpoint, chosen, notice))
         weights = architecture.store(store)
     suffix = stored_suffix(store) if chosen.linear == Keep() else chosen.suffix
     data.rename(f"model{suffix}.onnx_data")
