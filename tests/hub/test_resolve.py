@@ -305,17 +305,19 @@ def test_killed_while_fetching_the_next_run_goes_on(hub, store) -> None:
 
 
 def test_two_processes_share_one_download(hub, store) -> None:
-    hub.chunk_pause = 0.01
+    hub.chunk_pause = 0.5  # until the second one waits, however slow the machine is
     first = pull(store)
     hub.wait_for(100_000)
-    second = pull(store)
-    results = [child.communicate(timeout=60) for child in (first, second)]
-    folders = {out.splitlines()[-1] for out, err in results}
+    with pull(store) as second:
+        assert f"waiting for process {first.pid} " in second.stderr.readline()
+        hub.chunk_pause = 0.0
+        output = [first.communicate(timeout=60)[0], second.stdout.read()]
+    folders = {out.splitlines()[-1] for out in output}
     assert folders == {str(store.home / "models" / "org--tiny")}
     assert weight_requests(hub) == [None]
     assert hub.sent_bytes < 1.1 * len(TENSORS) + 10_000
-    assert f"waiting for process {first.pid} " in results[1][1]
-    assert sum(out.count("converting") for out, err in results) == 1
+    assert sum(out.count("converting") for out in output) == 1
+    assert second.returncode == 0
 
 
 @pytest.mark.parametrize("reference", ["../../etc", "hf:../..", "a/../../b.gguf", "con", "x" * 500])
