@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.errors import Incompatible
-from edgellm_export import blocks
-from edgellm_export.blocks import Matrix
 from edgellm_export.data import Stored
 from edgellm_export.graph import EXACT, FLOAT, Attribute, Graph, Value
+from edgellm_export.linear import Matrix, linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Experts:
 
 def mixture(g: Graph, x: Value, w: Experts) -> Value:
     """The weighted sum of the chosen experts' down(silu(gate(x)) * up(x)): (B, T, D)."""
-    logits = blocks.linear(g, x, w.router)  # (B, T, E)
+    logits = linear(g, x, w.router)  # (B, T, E)
     flat = g.op("Reshape", logits, g.constant(np.array([-1, w.count], np.int64)))
     if w.gate_up.scales and not (w.gate_up.bits == 8 and g.accuracy_level == EXACT):
         y = _of_blocks(g, x, flat, w)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgellm_export.blocks import Matrix, linear
 from edgellm_export.graph import Graph, Value
+from edgellm_export.linear import Matrix, linear
 
 
 def gated_mlp(g: Graph, x: Value, gate_up: Matrix, down: Matrix) -> Value:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from edgellm.errors import Incompatible
-from edgellm_export.blocks import Matrix
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.data import DataFile, Stored
+from edgellm_export.linear import Matrix
 from edgellm_export.quantize import treat
 from edgellm_export.recipe import Keep, Recipe, Treatment
 from edgellm_export.weights import (

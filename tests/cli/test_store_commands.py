@@ -175,6 +175,14 @@ def test_pull_makes_a_bundle_and_says_where(home, tmp_path, exporter, capsys) ->
     assert len(exporter.asked) == 1
 
 
+def test_export_hands_an_adapter_to_the_exporter(home, tmp_path, exporter, capsys) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    for arguments, lora in (((), None), (("--lora", "./tuned"), Path("tuned"))):
+        code, _, err = run(capsys, "export", "m.gguf", "-o", f"./out{len(arguments)}", *arguments)
+        assert (code, err) == (0, "")
+        assert exporter.adapters[-1] == lora
+
+
 def test_pull_offline_is_a_refusal_however_it_is_said(home, capsys, monkeypatch) -> None:
     code, out, err = run(capsys, "pull", "smollm2-135m", "--offline")
     assert (code, out) == (3, "")

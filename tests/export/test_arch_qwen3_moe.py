@@ -14,10 +14,10 @@ from arch_checks import Built
 from tiny_archs import QWEN3_MOE, tensors, write
 
 from edgellm.errors import Corrupt, Incompatible
-from edgellm_export.blocks import Matrix
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.data import Stored
 from edgellm_export.experts import Experts
+from edgellm_export.linear import Matrix
 from edgellm_export.recipe import RECIPES, Integer, Recipe
 
 Models = Callable[[str], Built]

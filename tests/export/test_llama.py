@@ -19,9 +19,10 @@ from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.session import Session, load_onnxruntime
 from edgellm_export import blocks, mlp, reference
 from edgellm_export.arch import find
-from edgellm_export.blocks import Matrix, Rope, linear
+from edgellm_export.blocks import Rope
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.graph import Graph, Value
+from edgellm_export.linear import Matrix, linear
 from edgellm_export.weights import Float32
 
 # Relative to the largest logit: float32 sums in another order.

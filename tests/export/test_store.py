@@ -13,10 +13,10 @@ from tiny_models import TINY, UNTIED, WIDE_HEADS, Kind
 
 from edgellm.errors import Corrupt, Incompatible
 from edgellm_export.arch import llama
-from edgellm_export.blocks import Matrix
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.data import DataFile, Stored
+from edgellm_export.linear import Matrix
 from edgellm_export.recipe import RECIPES, recipe
 from edgellm_export.store import StoredWeights, WeightStore, store_matrix
 from edgellm_export.weights import Blocks, Dense, pack, to_float32

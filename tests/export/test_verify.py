@@ -19,6 +19,7 @@ from edgellm.runtime.cache import KVCache
 from edgellm_export import blocks, io, verify
 from edgellm_export.data import DataFile
 from edgellm_export.graph import Graph
+from edgellm_export.linear import Matrix
 from edgellm_export.store import WeightStore
 from edgellm_export.verify import SelfCheckFailed
 
@@ -98,7 +99,7 @@ def test_query_and_key_exchanged_in_the_graph_are_found(
 ) -> None:
     linear = WeightStore.linear
 
-    def exchanged(self: WeightStore, name: str, *parts: str) -> blocks.Matrix:
+    def exchanged(self: WeightStore, name: str, *parts: str) -> Matrix:
         q_first = name.endswith(".qkv")
         return linear(self, name, *((parts[1], parts[0], parts[2]) if q_first else parts))
 

@@ -211,9 +211,11 @@ class Packer:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Path, str, str | None]] = []
+        self.adapters: list[Path | None] = []
 
     def convert(self, job: Conversion, out: Path) -> None:
         self.asked.append((job.source, job.name, job.precision))
+        self.adapters.append(job.lora)
         weights = job.source if job.source.is_file() else job.source / "model.safetensors"
         make_bundle(out, job.name, job.origin, weights.read_bytes())
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from edgellm.bundle.manifest import Shape
 from edgellm_export import blocks, fields, mlp
-from edgellm_export.blocks import Heads, Matrix, Rope, Scores
+from edgellm_export.blocks import Heads, Rope, Scores
 from edgellm_export.data import Stored
 from edgellm_export.graph import Graph
 from edgellm_export.io import Inputs, asked_rows, output_logits
+from edgellm_export.linear import Matrix, embedding, linear
 from edgellm_export.rope import frequencies
 from edgellm_export.store import WeightStore
 
@@ -106,24 +107,24 @@ def build(g: Graph, inputs: Inputs, w: Gemma3) -> None:
     c = w.config
     eps = c["rms_norm_eps"]
     heads = Heads(c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"])
-    residual = blocks.embedding(g, inputs.ids, w.embedding)  # (B, T, D)
+    residual = embedding(g, inputs.ids, w.embedding)  # (B, T, D)
     residual = blocks.scaled(g, residual, fields.embedding_scale(c))
     x = blocks.rms_norm(g, residual, w.layers[0].input_norm, eps)
     norms = [layer.input_norm for layer in w.layers[1:]] + [w.norm]
     for i, (layer, next_norm) in enumerate(zip(w.layers, norms, strict=True)):
         with g.scope(f"layers.{i}"):
-            x = blocks.linear(g, x, layer.qkv)
+            x = linear(g, x, layer.qkv)
             qkv = blocks.head_norms(g, x, heads, layer.head_norms, eps)
             x = blocks.attention(g, qkv, i, heads, layer.rope, inputs.position, layer.scores)
             if layer is w.layers[-1]:
                 # Past the last attention only the asked-for rows matter.
                 x, residual = asked_rows(g, inputs, x), asked_rows(g, inputs, residual)
-            x = blocks.rms_norm(g, blocks.linear(g, x, layer.out), layer.attention_norm, eps)
+            x = blocks.rms_norm(g, linear(g, x, layer.out), layer.attention_norm, eps)
             x, residual = blocks.add_rms_norm(g, x, residual, layer.mlp_norm, eps)
             x = mlp.gated_gelu_mlp(g, x, layer.gate_up, layer.down)
             x = blocks.rms_norm(g, x, layer.output_norm, eps)
             x, residual = blocks.add_rms_norm(g, x, residual, next_norm, eps)
-    logits = blocks.softcapped(g, blocks.linear(g, x, w.head), w.cap)
+    logits = blocks.softcapped(g, linear(g, x, w.head), w.cap)
     output_logits(g, inputs, logits, w.head.shape[0])
 
 

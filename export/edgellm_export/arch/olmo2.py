@@ -12,10 +12,11 @@ from typing import Any
 from edgellm.bundle.manifest import Shape
 from edgellm.errors import Incompatible
 from edgellm_export import blocks, mlp
-from edgellm_export.blocks import Heads, Matrix, Rope
+from edgellm_export.blocks import Heads, Rope
 from edgellm_export.data import Stored
 from edgellm_export.graph import Graph, Value
 from edgellm_export.io import Inputs, output_logits
+from edgellm_export.linear import Matrix, embedding, linear
 from edgellm_export.rope import frequencies
 from edgellm_export.store import WeightStore
 
@@ -88,22 +89,22 @@ def _refuse(config: Mapping[str, Any]) -> None:
 
 def build(g: Graph, inputs: Inputs, w: Olmo2) -> None:
     eps, heads = w.config["rms_norm_eps"], w.heads
-    x = blocks.embedding(g, inputs.ids, w.embedding)  # (B, T, D)
+    x = embedding(g, inputs.ids, w.embedding)  # (B, T, D)
     for i, layer in enumerate(w.layers):
         with g.scope(f"layers.{i}"):
-            q, k, v = blocks.split_heads(g, blocks.linear(g, x, layer.qkv), heads)
+            q, k, v = blocks.split_heads(g, linear(g, x, layer.qkv), heads)
             q = blocks.rms_norm(g, q, layer.query_norm, eps)
             k = blocks.rms_norm(g, k, layer.key_norm, eps)
             y = blocks.attention(g, (q, k, v), i, heads, w.rope, inputs.position)
             if layer is w.layers[-1] and inputs.rows is not None:
                 # Past the last attention only the asked-for rows matter.
                 x, y = _rows(g, x, inputs), _rows(g, y, inputs)
-            y = blocks.linear(g, y, layer.out)
+            y = linear(g, y, layer.out)
             x = g.op("Add", x, blocks.rms_norm(g, y, layer.attention_norm, eps))
             y = mlp.gated_mlp(g, x, layer.gate_up, layer.down)
             x = g.op("Add", x, blocks.rms_norm(g, y, layer.mlp_norm, eps))
     x = blocks.rms_norm(g, x, w.norm, eps)
-    output_logits(g, inputs, blocks.linear(g, x, w.head), w.head.shape[0])
+    output_logits(g, inputs, linear(g, x, w.head), w.head.shape[0])
 
 
 def _rows(g: Graph, stream: Value, inputs: Inputs) -> Value:

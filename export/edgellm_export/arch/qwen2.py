@@ -12,10 +12,11 @@ from typing import Any
 from edgellm.bundle.manifest import Shape
 from edgellm.errors import Incompatible
 from edgellm_export import blocks, mlp
-from edgellm_export.blocks import Heads, Matrix, Rope
+from edgellm_export.blocks import Heads, Rope
 from edgellm_export.data import Stored
 from edgellm_export.graph import Graph, Value
 from edgellm_export.io import Inputs, output_logits
+from edgellm_export.linear import Matrix, embedding, linear
 from edgellm_export.rope import frequencies
 from edgellm_export.store import WeightStore
 
@@ -84,21 +85,21 @@ def _refuse(config: Mapping[str, Any]) -> None:
 
 def build(g: Graph, inputs: Inputs, w: Qwen2) -> None:
     eps, heads = w.config["rms_norm_eps"], w.heads
-    residual = blocks.embedding(g, inputs.ids, w.embedding)  # (B, T, D)
+    residual = embedding(g, inputs.ids, w.embedding)  # (B, T, D)
     x = blocks.rms_norm(g, residual, w.layers[0].input_norm, eps)
     norms = [layer.input_norm for layer in w.layers[1:]] + [w.norm]
     for i, (layer, next_norm) in enumerate(zip(w.layers, norms, strict=True)):
         with g.scope(f"layers.{i}"):
-            x = blocks.linear(g, x, layer.qkv)
+            x = linear(g, x, layer.qkv)
             x = blocks.attention(g, x, i, heads, w.rope, inputs.position)
             if layer is w.layers[-1] and inputs.rows is not None:
                 # Past the last attention only the asked-for rows matter.
                 x, residual = _rows(g, x, inputs), _rows(g, residual, inputs)
-            x = blocks.linear(g, x, layer.out)
+            x = linear(g, x, layer.out)
             x, residual = blocks.add_rms_norm(g, x, residual, layer.mlp_norm, eps)
             x = mlp.gated_mlp(g, x, layer.gate_up, layer.down)
             x, residual = blocks.add_rms_norm(g, x, residual, next_norm, eps)
-    output_logits(g, inputs, blocks.linear(g, x, w.head), w.head.shape[0])
+    output_logits(g, inputs, linear(g, x, w.head), w.head.shape[0])
 
 
 def _rows(g: Graph, stream: Value, inputs: Inputs) -> Value:

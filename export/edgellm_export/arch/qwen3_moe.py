@@ -12,11 +12,12 @@ from typing import Any
 from edgellm.bundle.manifest import Shape
 from edgellm.errors import Corrupt
 from edgellm_export import blocks, fields
-from edgellm_export.blocks import Heads, Matrix, Rope, Scores
+from edgellm_export.blocks import Heads, Rope, Scores
 from edgellm_export.data import Stored
 from edgellm_export.experts import Experts, mixture
 from edgellm_export.graph import Graph, Value
 from edgellm_export.io import Inputs, asked_rows, output_logits
+from edgellm_export.linear import Matrix, embedding, linear
 from edgellm_export.mlp import gated_mlp
 from edgellm_export.rope import frequencies
 from edgellm_export.store import WeightStore
@@ -108,22 +109,22 @@ def build(g: Graph, inputs: Inputs, w: Qwen3Moe) -> None:
     c = w.config
     eps = c["rms_norm_eps"]
     heads = Heads(c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"])
-    residual = blocks.embedding(g, inputs.ids, w.embedding)  # (B, T, D)
+    residual = embedding(g, inputs.ids, w.embedding)  # (B, T, D)
     x = blocks.rms_norm(g, residual, w.layers[0].input_norm, eps)
     norms = [layer.input_norm for layer in w.layers[1:]] + [w.norm]
     for i, (layer, next_norm) in enumerate(zip(w.layers, norms, strict=True)):
         with g.scope(f"layers.{i}"):
-            x = blocks.linear(g, x, layer.qkv)
+            x = linear(g, x, layer.qkv)
             qkv = blocks.head_norms(g, x, heads, layer.head_norms, eps)
             x = blocks.attention(g, qkv, i, heads, w.rope, inputs.position, w.scores)
             if layer is w.layers[-1]:
                 # Past the last attention only the asked-for rows matter.
                 x, residual = asked_rows(g, inputs, x), asked_rows(g, inputs, residual)
-            x = blocks.linear(g, x, layer.out)
+            x = linear(g, x, layer.out)
             x, residual = blocks.add_rms_norm(g, x, residual, layer.mlp_norm, eps)
             x = _build_mlp(g, x, layer.mlp)
             x, residual = blocks.add_rms_norm(g, x, residual, next_norm, eps)
-    output_logits(g, inputs, blocks.linear(g, x, w.head), w.head.shape[0])
+    output_logits(g, inputs, linear(g, x, w.head), w.head.shape[0])
 
 
 def _build_mlp(g: Graph, x: Value, mlp: Dense | Experts) -> Value:

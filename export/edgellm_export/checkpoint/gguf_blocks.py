@@ -23,7 +23,7 @@ DENSE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 def load(file: GgufFile, tensor: Tensor) -> Weight:
     """The tensor as Blocks (matrices of FORMATS) or else as Dense, read when asked for."""
-    if len(tensor.shape) == 2 and tensor.kind in FORMATS:
+    if _has_blocks(tensor):
         blocks = _blocks(file, tensor, FORMATS[tensor.kind])
         all_finite(file.path, tensor.name, blocks.scales)
         if blocks.minima is not None:
@@ -45,7 +45,11 @@ def load(file: GgufFile, tensor: Tensor) -> Weight:
 
 def is_exact(tensor: Tensor) -> bool:
     """Whether `load` keeps the tensor's own numbers instead of expanding them to float32."""
-    return tensor.kind in DENSE or tensor.kind in FORMATS
+    return tensor.kind in DENSE or _has_blocks(tensor)
+
+
+def _has_blocks(tensor: Tensor) -> bool:
+    return tensor.kind in FORMATS and len(tensor.shape) == 2
 
 
 def bits_a_weight(tensor: Tensor) -> tuple[float, float]:

@@ -19,11 +19,11 @@ import numpy as np
 from edgellm.errors import NotFound, UsageError
 from edgellm_export import io
 from edgellm_export.arch import Architecture
-from edgellm_export.blocks import Matrix
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.configs import write_configs
 from edgellm_export.data import ALIGNMENT_BYTES, DataFile
 from edgellm_export.graph import FAST, Graph
+from edgellm_export.linear import Matrix
 from edgellm_export.quantize import budget, selftext
 from edgellm_export.quantize.capture import (
     Clock,

@@ -28,8 +28,8 @@ from edgellm.errors import EdgellmError, StorageFailed
 from edgellm.runtime.session import load_onnxruntime
 from edgellm_export import io
 from edgellm_export.arch import Architecture
-from edgellm_export.blocks import Matrix
 from edgellm_export.graph import FAST, FLOAT, Graph, Value
+from edgellm_export.linear import Matrix
 from edgellm_export.weights import Float32
 
 Notice = Callable[[str], None]
