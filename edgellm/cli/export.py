@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-PRECISIONS = ("exact", "int4", "int8", "fp16", "fp32")
+PRECISIONS = ("exact", "compact", "int4", "int8", "fp16", "fp32")
 
 
 @click.command("export")

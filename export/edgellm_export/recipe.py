@@ -118,6 +118,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("exact", Keep(), Keep(), "_q4"),
+        Recipe("compact", Keep(), Integer(4, 32, True), "_q4"),
         Recipe("int4", Integer(4, 64, True), Integer(4, 64, True), "_q4"),
         Recipe("int8", Integer(8, 32, False), Integer(8, 32, False), "_quantized"),
         Recipe("fp16", Float("float16"), Float("float16"), "_fp16"),

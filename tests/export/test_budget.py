@@ -16,9 +16,9 @@ from edgellm_export.data import DataFile
 from edgellm_export.pipeline import Job, export_bundle, silent
 from edgellm_export.quantize import budget, gptq
 from edgellm_export.quantize import calibrate as module
-from edgellm_export.quantize.budget import Choice, spend, stored_bytes
+from edgellm_export.quantize.budget import Choice, Material, spend, stored_bytes
 from edgellm_export.quantize.calibrate import Calibration
-from edgellm_export.recipe import Integer, recipe
+from edgellm_export.recipe import Integer, Keep, describe, recipe
 from edgellm_export.store import store_matrix
 
 SCHEMES = [Integer(4, 64, True), Integer(4, 32, True), Integer(8, 64, False)]
@@ -83,8 +83,18 @@ def test_the_matrix_whose_outputs_suffer_most_gets_the_bits() -> None:
     weights = {"calm": calm, "wild": wild}
     shapes = {name: (32, 64) for name in weights}
     small, large = stored_bytes((32, 64), SCHEMES[0]), stored_bytes((32, 64), SCHEMES[2])
-    chosen = budget.plan(shapes, weights.__getitem__, lambda _: None, small + large)
-    assert (chosen["calm"].bits, chosen["wild"].bits) == (4, 8)
+    material = Material(shapes, weights.__getitem__, lambda _: None)
+    chosen = budget.plan(material, small + large)
+    assert "int4" in describe(chosen["calm"])
+    assert "int8" in describe(chosen["wild"])
+
+
+def test_blocks_of_the_checkpoint_are_kept_where_they_fit() -> None:
+    weight = np.random.default_rng(2).standard_normal((32, 64)).astype(np.float32)
+    own = stored_bytes((32, 64), Integer(4, 32, True)) + 128
+    material = Material({"m": (32, 64)}, lambda _: weight, lambda _: None, {"m": own})
+    assert budget.plan(material, own) == {"m": Keep()}
+    assert isinstance(budget.plan(material, own - 1)["m"], Integer)
 
 
 def test_an_export_keeps_to_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ from edgellm_export.quantize.capture import (
     key,
     save,
 )
-from edgellm_export.recipe import Integer, recipe
+from edgellm_export.recipe import Treatment, recipe
 from edgellm_export.store import Place, StoredWeights, WeightStore
 from edgellm_export.weights import Float32
 
@@ -84,7 +84,7 @@ class Calibrated:
 
     statistics: Callable[[str], Float32 | None]
     record: Mapping[str, str | int]
-    matrices: Mapping[str, Integer]
+    matrices: Mapping[str, Treatment]
 
 
 def calibrate(
@@ -141,17 +141,12 @@ class Stored:
 
 def _plan(
     model: Model, stored: Stored, statistics: Statistics, target_mb: float | None, notice: Notice
-) -> dict[str, Integer]:
+) -> dict[str, Treatment]:
     """The schemes that fit into the target with all that is not a matrix."""
     if target_mb is None:
         return {}
-    parts = [
-        part.nbytes
-        for m in model.matrices.values()
-        for part in (m.values, m.scales, m.zero_points, m.minima)
-        if part is not None
-    ]
-    others = stored.bytes - sum(parts) + ALIGNMENT_BYTES
+    sizes = {name: _file_bytes(matrix) for name, matrix in model.matrices.items()}
+    others = stored.bytes - sum(sizes.values()) + ALIGNMENT_BYTES * len(stored.places)
     clock = Clock(len(model.matrices), notice, "choosing bits for each matrix")
 
     def weight(name: str) -> Float32:
@@ -159,7 +154,15 @@ def _plan(
         return stored.matrix(model.matrices[name])
 
     shapes = {name: matrix.shape for name, matrix in model.matrices.items()}
-    return budget.plan(shapes, weight, statistics, int(target_mb * budget.BYTES_PER_MB) - others)
+    in_blocks = {name: sizes[name] for name, m in model.matrices.items() if m.scales is not None}
+    material = budget.Material(shapes, weight, statistics, in_blocks)
+    return budget.plan(material, int(target_mb * budget.BYTES_PER_MB) - others)
+
+
+def _file_bytes(m: Matrix) -> int:
+    """What a matrix takes in the data file, alignment included."""
+    parts = [part for part in (m.values, m.scales, m.zero_points, m.minima) if part is not None]
+    return sum(part.nbytes + -part.nbytes % ALIGNMENT_BYTES for part in parts)
 
 
 def _ids(model: Model, wanted: Calibration, text: str | None, path: Path, notice: Notice) -> Ids:
