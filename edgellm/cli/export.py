@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from edgellm.hub.convert import CalibrationOptions
 
 PRECISIONS = ("exact", "compact", "int4", "int8", "fp16", "fp32")
 
@@ -53,21 +57,35 @@ def command(
     edgellm export model.gguf -o ./model-int4 --precision int4 --calibrate
     """
     from edgellm import settings
-    from edgellm.bundle import manifest
     from edgellm.hub import HubOptions, Store, Terminal, export_to
-    from edgellm.hub.convert import CalibrationOptions, Exporter
-    from edgellm.hub.disk import megabytes, tree_bytes
+    from edgellm.hub.convert import Exporter
 
     chosen, progress = settings.current({"offline": offline}), Terminal()
     wanted = None
     if calibrate or calibration or calibration_tokens is not None or target_mb is not None:
-        cache = chosen.home_folder() / "calibration"
-        wanted = CalibrationOptions(cache, calibration, calibration_tokens, target_mb)
+        wanted = calibrating(chosen.home_folder(), calibration, calibration_tokens, target_mb)
     # A target chooses its own bits; the name says what the files are most like.
     named = precision or (None if target_mb is None else "int4")
     options = HubOptions(chosen.offline, named, lora)
     store, exporter = Store(chosen.home_folder()), Exporter(progress, wanted)
     folder = export_to(output, source, store, options, progress, exporter)
+    report(folder, as_json)
+
+
+def calibrating(
+    home: Path, text: Path | None, tokens: int | None, target_mb: float | None
+) -> CalibrationOptions:
+    """What was said of calibration; its statistics are kept in the store's home."""
+    from edgellm.hub.convert import CalibrationOptions
+
+    return CalibrationOptions(home / "calibration", text, tokens, target_mb)
+
+
+def report(folder: Path, as_json: bool) -> None:
+    """Say what was made."""
+    from edgellm.bundle import manifest
+    from edgellm.hub.disk import megabytes, tree_bytes
+
     found, size = manifest.read(folder), tree_bytes(folder)
     if as_json:
         answer = {"name": found.name, "path": str(folder), "bytes": size}

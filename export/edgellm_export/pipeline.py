@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgellm.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Source
+from edgellm.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Shape, Source
 from edgellm.bundle.manifest import Graph as GraphFile
 from edgellm.errors import StorageFailed
 from edgellm_export import arch, io, verify
@@ -85,16 +85,7 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     shape = architecture.shape(weights)
     write_configs(out, checkpoint, shape, f"onnx/{drawn.portable.name}", job.sampling)
     notice("checking it against a numpy forward pass on the same weights")
-    candidate = verify.Candidate(
-        out,
-        drawn.native,
-        drawn.portable,
-        drawn.exact,
-        shape,
-        data,
-        StoredWeights(data, store.places),
-        store.places,
-    )
+    candidate = _candidate(out, drawn, shape, store)
     report = verify.check(candidate, checkpoint, notice)
     drawn.exact.unlink()
     manifest = Manifest(
@@ -142,6 +133,19 @@ def _draw(
         architecture.build(g, inputs(g), weights)
         g.save(path)
     return drawn
+
+
+def _candidate(out: Path, drawn: _Drawn, shape: Shape, store: WeightStore) -> verify.Candidate:
+    return verify.Candidate(
+        out,
+        drawn.native,
+        drawn.portable,
+        drawn.exact,
+        shape,
+        store.data,
+        StoredWeights(store.data, store.places),
+        store.places,
+    )
 
 
 def _open(job: Job) -> Checkpoint:

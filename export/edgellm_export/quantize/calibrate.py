@@ -101,7 +101,7 @@ def calibrate(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="import.", dir=wanted.cache) as scratch:
         model, stored = _import(checkpoint, architecture, Path(scratch))
-        write_configs(Path(scratch), checkpoint, model.shape, "onnx/none.onnx", {})
+        write_configs(Path(scratch), checkpoint, model.shape, "onnx/model.onnx", {})
         ids = _ids(model, wanted, text, folder / "ids.npy", notice)
         statistics = capture(model, ids, folder, notice)
         chosen = _plan(model, stored, statistics, wanted.target_mb, notice)
