@@ -107,7 +107,7 @@ def test_an_export_keeps_to_its_target(tmp_path: Path, monkeypatch: pytest.Monke
         out = tmp_path / str(target_mb)
         out.mkdir()
         wanted = Calibration(tmp_path / "cache", text, 96, target_mb=target_mb)
-        job = Job(path, recipe("int4"), Source("test:tiny"), "tiny", {}, wanted)
+        job = Job(path, recipe("int4"), Source("test:tiny"), "tiny", calibration=wanted)
         manifest = export_bundle(job, out, silent)
         sizes.append(manifest.files["onnx/model_q4.onnx_data"].bytes)
         assert sizes[-1] <= target_mb * 1e6

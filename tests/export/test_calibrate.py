@@ -221,7 +221,8 @@ def test_a_calibrated_bundle_says_so_and_passes_its_self_check(tmp_path: Path) -
     out = tmp_path / "out"
     out.mkdir()
     lines: list[str] = []
-    job = Job(path, recipe("int8"), Source("test:tiny"), "tiny", {}, from_file(tmp_path))
+    calibration = from_file(tmp_path)
+    job = Job(path, recipe("int8"), Source("test:tiny"), "tiny", calibration=calibration)
     manifest = export_bundle(job, out, lines.append)
     assert "calibrated (GPTQ)" in manifest.recipe["linear"]
     assert manifest.recipe["calibration"]["tokens"] == 96
