@@ -36,7 +36,14 @@ PLAIN = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-SUFFIXES = {"exact": "_q4", "int4": "_q4", "int8": "_quantized", "fp16": "_fp16", "fp32": ""}
+SUFFIXES = {
+    "compact": "_q4",
+    "exact": "_q4",
+    "int4": "_q4",
+    "int8": "_quantized",
+    "fp16": "_fp16",
+    "fp32": "",
+}
 
 
 @pytest.fixture(scope="module")
