@@ -8,9 +8,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from edgellm_export import blocks
 from edgellm_export.data import DataFile
 from edgellm_export.graph import FLOAT, INT64, Graph
+from edgellm_export.linear import embedding
 from edgellm_export.store import store_matrix
 from edgellm_export.weights import Blocks, Float32, pack
 
@@ -43,7 +43,7 @@ def looked_up(folder: Path, weight: Blocks, spelled: bool) -> tuple[Float32, str
     g.spell_embedding = spelled
     ids = g.input("ids", INT64, ("batch_size", "sequence_length"))
     shape = ("batch_size", "sequence_length", weight.shape[1])
-    g.output("rows", blocks.embedding(g, ids, matrix), FLOAT, shape)
+    g.output("rows", embedding(g, ids, matrix), FLOAT, shape)
     g.save(folder / "rows.onnx")
     session = ort.InferenceSession(str(folder / "rows.onnx"), providers=["CPUExecutionProvider"])
     found: Float32 = session.run(["rows"], {"ids": IDS})[0]

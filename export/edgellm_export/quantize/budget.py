@@ -27,6 +27,7 @@ SAMPLE_ROWS = 256
 CANDIDATES = (
     Integer(4, 64, True, method="gptq"),
     Integer(4, 32, True, method="gptq"),
+    Integer(4, 16, True, method="gptq"),
     Integer(8, 64, False, method="gptq"),
     Integer(8, 32, False, method="gptq"),
 )
