@@ -67,7 +67,8 @@ def command(
     # A target chooses its own bits; the name says what the files are most like.
     named = precision or (None if target_mb is None else "int4")
     options = HubOptions(chosen.offline, named, lora)
-    store, exporter = Store(chosen.home_folder()), Exporter(progress, wanted)
+    store = Store(chosen.home_folder())
+    exporter = Exporter(progress, wanted) if wanted else None
     folder = export_to(output, source, store, options, progress, exporter)
     report(folder, as_json)
 
