@@ -44,7 +44,7 @@ def test_every_tensor_has_a_place_and_can_be_read_back(tmp_path: Path, name: str
     read = StoredWeights(store.data, store.places)
     assert store.places.keys() == store.checkpoint.names()
     # Half a step of 4 bits over a range of about 0.9, and a clipped tail.
-    limit = {"int4": 0.08, "int8": 0.005, "fp16": 1e-3}.get(name, 0.0)
+    limit = {"int4": 0.08, "compact": 0.08, "int8": 0.005, "fp16": 1e-3}.get(name, 0.0)
     for tensor in store.checkpoint.names():
         wanted = to_float32(store.checkpoint.weight(tensor))
         found = read(tensor)
