@@ -11,7 +11,7 @@ import tiny_models as tiny
 from tiny_models import UNTIED, Kind
 
 from edgellm.bundle.manifest import Source
-from edgellm.errors import UsageError
+from edgellm.errors import Incompatible, UsageError
 from edgellm_export.data import DataFile
 from edgellm_export.pipeline import Job, export_bundle, silent
 from edgellm_export.quantize import budget, gptq
@@ -95,6 +95,12 @@ def test_blocks_of_the_checkpoint_are_kept_where_they_fit() -> None:
     material = Material({"m": (32, 64)}, lambda _: weight, lambda _: None, {"m": own})
     assert budget.plan(material, own) == {"m": Keep()}
     assert isinstance(budget.plan(material, own - 1)["m"], Integer)
+
+
+def test_a_width_without_blocks_is_refused_by_name() -> None:
+    material = Material({"m": (8, 40)}, lambda _: np.ones((8, 40), np.float32), lambda _: None)
+    with pytest.raises(Incompatible, match="m: its width 40"):
+        budget.plan(material, 10**6)
 
 
 def test_an_export_keeps_to_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

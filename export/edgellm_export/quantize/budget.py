@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from edgellm.errors import UsageError
+from edgellm.errors import Incompatible, UsageError
 from edgellm_export.data import ALIGNMENT_BYTES
 from edgellm_export.quantize import gptq
 from edgellm_export.quantize.grids import rounded, search
@@ -30,6 +30,7 @@ CANDIDATES = (
     Integer(4, 16, True, method="gptq"),
     Integer(8, 64, False, method="gptq"),
     Integer(8, 32, False, method="gptq"),
+    Integer(8, 16, False, method="gptq"),
 )
 BYTES_PER_MB = 1e6
 # What a relative error of the logits costs against the same error of a layer's outputs. Measured on
@@ -118,8 +119,12 @@ def plan(material: Material, limit_bytes: int) -> dict[str, Treatment]:
     """What becomes of each matrix, within `limit_bytes` together."""
     table = {}
     for name, shape in material.shapes.items():
-        fitting = [scheme for scheme in CANDIDATES if shape[1] % scheme.block_size == 0]
-        schemes = fitting or [replace(scheme, block_size=16) for scheme in CANDIDATES]
+        schemes = [scheme for scheme in CANDIDATES if shape[1] % scheme.block_size == 0]
+        if not schemes:
+            raise Incompatible(
+                f"{name}: its width {shape[1]} is no multiple of 16, the smallest block; "
+                "use --precision fp16"
+            )
         hessian = material.statistics(name)
         found = choices(material.weight(name), hessian, schemes)
         if name in HEADS and hessian is not None:
