@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +30,13 @@ GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # Nothing listens on the discard port: a subprocess that wants a registry fails at once.
 CLOSED_URL = "http://127.0.0.1:9"
+
+
+def pytest_configure() -> None:
+    """Ctrl-C works in the programs that tests start, also when pytest runs in the background: a
+    shell makes background jobs ignore it, and they would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class NetworkTouched(RuntimeError):
