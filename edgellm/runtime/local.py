@@ -173,7 +173,10 @@ class LocalBackend:
         tokens = decode(session, self._cache, logits, sampler, eos, room, request.logprobs)
         text = self.bundle.tokenizer
         stopped = yield from deltas(
-            course.follow(tokens), text.stream(continuing=True), request.stop, text.spell
+            course.follow(tokens),
+            text.stream(continuing=request.prompt is not None),
+            request.stop,
+            text.spell,
         )
         yield Done(
             finish_reason=course.reason if stopped is None else "stop",

@@ -160,7 +160,7 @@ class Graph:
             self._inputs,
             self._outputs,
             nodes=self._nodes,
-            initializers=list(self._initializers.values()),
+            initializers=[value for value in self._initializers.values() if value.uses()],
             opset_imports={"": OPSET, MICROSOFT: 1},
             name=self._name,
         )
