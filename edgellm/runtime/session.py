@@ -21,7 +21,6 @@ from edgellm.errors import Corrupt, EdgellmError, MissingExtra
 from edgellm.runtime import providers
 from edgellm.runtime.cache import KVCache
 from edgellm.runtime.options import LoadOptions
-from edgellm.runtime.pages import merge_pages
 from edgellm.stream import Placement
 
 Float32 = NDArray[np.float32]
@@ -70,7 +69,6 @@ class Session:
         self.shape = shape
         self.notice = chosen.notice
         self._session = _open(self._ort, graph, chosen.provider, options.threads)
-        merge_pages()
         self._bound: dict[tuple[int, int, int, int], _Bound] = {}
 
     def placement(self) -> dict[str, Placement]:
