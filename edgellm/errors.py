@@ -4,7 +4,9 @@ EdgellmError              exit 1   something failed
 ├── UsageError            exit 2   the question itself is wrong (also a ValueError)
 ├── Refused               exit 3   a policy or a limit the user set says no
 │   ├── ContextFull                the prompt does not fit
-│   └── MemoryShort                the plan does not fit this machine
+│   ├── MemoryShort                the plan does not fit this machine
+│   ├── PrivacyBlocked             the text holds what must not leave this machine
+│   └── BudgetExhausted            the answer would cost more than the user allows
 ├── NotFound              exit 4   no such model, file or device
 │   └── Unreachable                the network or the other machine does not answer
 ├── Corrupt               exit 5   a file is damaged, unsafe or lies about its contents
@@ -35,6 +37,14 @@ class ContextFull(Refused):
 
 
 class MemoryShort(Refused):
+    pass
+
+
+class PrivacyBlocked(Refused):
+    pass
+
+
+class BudgetExhausted(Refused):
     pass
 
 

@@ -10,7 +10,7 @@ iterator stops the work and frees what it holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -75,7 +75,8 @@ class Request:
     """One question. Either `messages` (rendered by the model's chat template) or a raw `prompt`.
 
     `sampling` None means what the bundle recommends. `logprobs` N reports the N likeliest
-    alternatives of every decoded token (0: only the chosen one).
+    alternatives of every decoded token (0: only the chosen one). `observe` asks for what a router
+    reads from the same pass: `logprobs` of at least 0 with entropies, and `Done.hidden`.
     """
 
     messages: tuple[Message, ...] = ()
@@ -84,6 +85,7 @@ class Request:
     sampling: Sampling | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    observe: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.prompt is not None):
@@ -103,12 +105,28 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A decoded token, its natural-log probability before temperature, and its rivals."""
+    """A decoded token, its natural-log probability before temperature, and its rivals.
+
+    `entropy` in nats is that of the whole distribution, `margin` the logarithm of how much likelier
+    the likeliest token was than the next; both only where the request says `observe`.
+    """
 
     token: str
     token_id: int
     logprob: float
     top: tuple[tuple[str, int, float], ...] = ()
+    entropy: float | None = None
+    margin: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """Hidden states (D,) of the bundle's probe layer, float32: after the last prompt token, the
+    mean over the prompt tokens that were prefilled, the mean over the answer's tokens."""
+
+    prompt_last: Sequence[float]
+    prompt_mean: Sequence[float]
+    answer_mean: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +192,13 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Replace:
+    """What was shown so far is void: the answer starts again from another source."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     finish_reason: FinishReason
     usage: Usage
@@ -181,9 +206,10 @@ class Done:
     placement: Mapping[str, Placement] = field(default_factory=dict)
     memory: Memory | None = None
     route: Route = field(default_factory=Route)
+    hidden: Hidden | None = None
 
 
-Event = Start | Delta | Done
+Event = Start | Delta | Replace | Done
 
 
 class Backend(Protocol):
@@ -217,6 +243,8 @@ def complete(events: Iterable[Event]) -> Completion:
                 start = event
             case Delta():
                 deltas.append(event)
+            case Replace():
+                deltas.clear()
             case Done() if start is not None:
                 return Completion(
                     text="".join(delta.text for delta in deltas),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from edgellm.cli.terminal import Screen
 from edgellm.errors import EdgellmError
-from edgellm.stream import Backend, Delta, Done, Event, Request, Start, TokenLogprob
+from edgellm.stream import Backend, Delta, Done, Event, Replace, Request, Start, TokenLogprob
 
 
 @contextmanager
@@ -54,6 +54,11 @@ class Playback:
                         self.text += event.text
                         self.tokens += event.logprobs
                         self.screen.answer(event.text)
+                    case Replace():
+                        self.text = ""
+                        self.tokens.clear()
+                        self.screen.end_line()
+                        self.screen.note(f"the answer above is replaced: {event.reason}")
                     case Done():
                         self.screen.end_line()
                         return event
