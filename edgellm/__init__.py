@@ -67,7 +67,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version()
+        from edgellm.version import version
+
+        return version()
     if name not in _MODULES:
         raise AttributeError(f"module 'edgellm' has no attribute {name!r}")
     value = getattr(import_module(_MODULES[name]), name)
@@ -77,13 +79,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("edgellm")
-    except PackageNotFoundError:
-        # Run from a checkout that was not installed.
-        return "0+checkout"

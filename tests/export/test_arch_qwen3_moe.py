@@ -18,7 +18,7 @@ from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.data import Stored
 from edgellm_export.experts import Experts
 from edgellm_export.linear import Matrix
-from edgellm_export.recipe import RECIPES, Integer, Recipe
+from edgellm_export.recipe import Integer, Recipe
 
 Models = Callable[[str], Built]
 
@@ -80,7 +80,7 @@ def test_a_window_over_all_layers(tmp_path: Path) -> None:
 
 def test_asymmetric_experts_of_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scheme = Integer(8, 32, True)
-    monkeypatch.setitem(RECIPES, "mine", Recipe("mine", scheme, scheme, "_mine"))
+    monkeypatch.setattr(tiny, "recipe", lambda name: Recipe(name, scheme, scheme, "_mine"))
     model = arch_checks.built(tmp_path, QWEN3_MOE, "mine")
     arch_checks.equals_the_reference(model)
     arch_checks.int8_activations_change_little(model)

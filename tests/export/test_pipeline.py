@@ -26,7 +26,7 @@ from edgellm.bundle.open import verify
 from edgellm.errors import Corrupt, EdgellmError, Incompatible, StorageFailed
 from edgellm.hub import HubOptions, Silent, Store, open_bundle
 from edgellm_export.pipeline import Job, export_bundle
-from edgellm_export.recipe import RECIPES
+from edgellm_export.recipe import names, recipe
 
 PLAIN = {
     "chat_template.jinja",
@@ -40,7 +40,9 @@ PLAIN = {
 SUFFIXES = {
     "exact": "",
     "compact": "",
+    "int2": "_q4",
     "int4": "_q4",
+    "int4_block128": "_q4",
     "int8": "_quantized",
     "fp16": "_fp16",
     "fp32": "",
@@ -62,7 +64,7 @@ def files(out: Path) -> set[str]:
 
 
 def test_every_recipe_has_its_suffix() -> None:
-    assert set(RECIPES) == set(SUFFIXES)
+    assert set(names()) == set(SUFFIXES)
 
 
 @pytest.mark.parametrize(("precision", "suffix"), SUFFIXES.items())
@@ -238,7 +240,7 @@ def test_the_models_own_settings_go_before_recommended_ones(tmp_path: Path) -> N
     sampling = {"temperature": 0.2, "top_p": 0.9, "top_k": 40, "do_sample": True}
     out = tmp_path / "out"
     out.mkdir()
-    export_bundle(Job(source, RECIPES["fp32"], Source("x"), "x", sampling), out)
+    export_bundle(Job(source, recipe("fp32"), Source("x"), "x", sampling), out)
     found = generation.read(out)
     assert found.eos_token_ids == {0, 2}
     assert (found.sampling.temperature, found.sampling.top_p) == (0.5, 0.9)
@@ -299,14 +301,18 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
     assert "llama" in message
 
 
-@pytest.mark.parametrize("precision", sorted(RECIPES))
+@pytest.mark.parametrize("precision", names())
 @pytest.mark.parametrize("hidden", [40, 48])
 def test_widths_that_are_no_multiple_of_a_block_work_or_are_refused(
     tmp_path: Path, precision: str, hidden: int
 ) -> None:
     odd = tiny.Sizes(hidden=hidden, inner=80, heads=3, kv_heads=1, width=16)
     source = tiny.write_folder(tmp_path / "source", odd)
-    if hidden == 40 and precision in ("compact", "int4", "int8"):
+    if hidden == 48 and precision == "int2":
+        message = refused(source, tmp_path, Incompatible, precision)
+        assert "width 48 is no multiple of 32, the smallest block of 2 bits" in message
+        assert "int4" in message
+    elif hidden == 40 and precision in ("compact", "int2", "int4", "int4_block128", "int8"):
         message = refused(source, tmp_path, Incompatible, precision)
         assert "model.embed_tokens.weight: its width 40 is no multiple of 16" in message
         assert "fp16" in message

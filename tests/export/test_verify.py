@@ -17,13 +17,13 @@ from tiny_models import ALL_KV_HEADS, TINY, Kind, make_bundle
 from edgellm.bundle.manifest import MANIFEST_NAME
 from edgellm.runtime.cache import KVCache
 from edgellm_export import blocks, io, verify
+from edgellm_export.checks import SelfCheckFailed, within
 from edgellm_export.data import DataFile
 from edgellm_export.graph import Graph
 from edgellm_export.linear import Matrix
 from edgellm_export.store import WeightStore
-from edgellm_export.verify import SelfCheckFailed
 
-PRECISIONS = ["fp32", "fp16", "int8", "int4", "exact"]
+PRECISIONS = ["fp32", "fp16", "int8", "int4", "int2", "exact"]
 
 
 @pytest.fixture
@@ -50,13 +50,16 @@ def test_a_sound_export_passes_and_reports_its_figures(
 ) -> None:
     report = make_bundle(source, tmp_path / "out", precision).self_check
     assert set(report) == {field.name for field in verify.Report.__dataclass_fields__.values()}
-    assert all(math.isfinite(value) for value in report.values())
+    # Random weights are sure of no token, so there is no share of these.
+    assert (report["text_sure_tokens"], report["text_sure_top1"]) == (0, None)
+    assert all(math.isfinite(v) for name, v in report.items() if name != "text_sure_top1")
     assert report["tokens"] == verify.TOKENS
     assert report["tensors"] == 20
     assert report["exact_tensors"] == (20 if precision == "exact" else 5)
     assert (report["weights_rms_error"] == 0) == (precision in ("exact", "fp32"))
     assert report["logits_error_float32"] < 1e-5
     assert report["cache_error"] < 1e-5
+    assert report["turns_error"] < 1e-5
     assert report["portable_error"] < 1e-5
     assert report["kl_int8_activations"] < 0.001
     json.dumps(report, allow_nan=False)
@@ -162,7 +165,7 @@ def test_activations_that_cost_too_much_are_found(
 
 def test_not_a_number_is_never_within_a_limit() -> None:
     with pytest.raises(SelfCheckFailed, match="differ by nan"):
-        verify._within("logits", float("nan"), 1.0)
+        within("logits", float("nan"), 1.0)
 
 
 def rewrite(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
