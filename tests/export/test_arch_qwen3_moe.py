@@ -86,6 +86,11 @@ def test_asymmetric_experts_of_8_bits(tmp_path: Path, monkeypatch: pytest.Monkey
     arch_checks.int8_activations_change_little(model)
 
 
+def test_experts_of_two_bits_are_refused_with_a_precision_that_works(tmp_path: Path) -> None:
+    with pytest.raises(Incompatible, match="experts of 2 bits .* --precision int4"):
+        arch_checks.built(tmp_path, QWEN3_MOE, "int2")
+
+
 def test_every_expert_can_be_read_back(models: Models) -> None:
     wanted = tensors(QWEN3_MOE)
     for name, values in wanted.items():

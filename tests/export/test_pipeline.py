@@ -103,6 +103,26 @@ def test_the_manifest_tells_the_truth(gguf: Path, tmp_path: Path) -> None:
     assert found.self_check["tensors"] == 20
 
 
+def test_the_producer_is_this_version(gguf: Path, tmp_path: Path) -> None:
+    import edgellm
+
+    assert make_bundle(gguf, tmp_path / "out").producer == f"edgellm {edgellm.__version__}"
+
+
+def test_layers_and_weights_are_counted_while_they_are_done(gguf: Path, tmp_path: Path) -> None:
+    heard: dict[tuple[str, int], list[int]] = {}
+
+    @contextmanager
+    def steps(label: str, total: int) -> Iterator[Any]:
+        yield heard.setdefault((label, total), []).append
+
+    export_bundle(Job(gguf, None, Source("x"), "x"), tmp_path, steps=steps)
+    layers = heard.pop(("converting layers", 2))
+    assert set(layers) == {0, 1, 2}
+    assert layers == sorted(layers)
+    assert heard == {("checking weights", 20): list(range(1, 21))}
+
+
 def test_the_licence_of_the_alias_goes_before_that_of_the_file(gguf: Path, tmp_path: Path) -> None:
     job = Job(gguf, None, Source("x", licence="mit"), "x")
     assert export_bundle(job, tmp_path).source.licence == "mit"
