@@ -78,6 +78,24 @@ def test_a_bundle_beyond_the_limit_is_not_published(
     assert not Path("out").exists()
 
 
+def test_a_terminal_sees_layers_done_and_the_time_left(model: Path) -> None:
+    pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals need pexpect")
+    command = ["-m", "edgellm", "export", str(model), "-o", "out"]
+    child = pexpect.spawn(sys.executable, command, dimensions=(24, 100), timeout=60)
+    try:
+        child.expect(rb"converting layers: .*/2, [^\r]* left")
+        child.expect(rb"checking weights: .*/20, [^\r]* left")
+        child.expect(pexpect.EOF)
+    finally:
+        child.close()
+    assert child.exitstatus == 0
+
+
+def test_a_pipe_sees_no_bar(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(model), "-o", "out"]) == 0
+    assert " left" not in capsys.readouterr().err
+
+
 def test_help_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--help"]) == 0
     assert f"--precision [{'|'.join(names())}|FILE.toml]" in capsys.readouterr().out

@@ -87,7 +87,7 @@ def test_asymmetric_experts_of_8_bits(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_experts_of_two_bits_are_refused_with_a_precision_that_works(tmp_path: Path) -> None:
-    with pytest.raises(Incompatible, match="experts of 2 bits .* --precision int4"):
+    with pytest.raises(Incompatible, match=r"experts of 2 bits .* --precision int4"):
         arch_checks.built(tmp_path, QWEN3_MOE, "int2")
 
 
