@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgellm.errors import EdgellmError
+    from edgellm.routing.options import RouterOptions
+    from edgellm.routing.router import Router
     from edgellm.runtime.local import load
     from edgellm.runtime.options import LoadOptions
     from edgellm.stream import (
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 _MODULES = {
     "EdgellmError": "edgellm.errors",
     "LoadOptions": "edgellm.runtime.options",
+    "Router": "edgellm.routing.router",
+    "RouterOptions": "edgellm.routing.options",
     "load": "edgellm.runtime.local",
     "Backend": "edgellm.stream",
     "Completion": "edgellm.stream",
@@ -57,6 +61,8 @@ __all__ = [
     "LoadOptions",
     "Message",
     "Request",
+    "Router",
+    "RouterOptions",
     "Sampling",
     "Start",
     "__version__",

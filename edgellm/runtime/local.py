@@ -145,21 +145,26 @@ class LocalBackend:
         """What the model's publisher recommends."""
         return self.bundle.defaults.sampling
 
-    def stream(self, request: Request) -> Iterator[Event]:
-        """The answer as events. ContextFull and MemoryShort come before `Start`."""
+    def stream(self, request: Request, prefix: str = "") -> Iterator[Event]:
+        """The answer as events. ContextFull and MemoryShort come before `Start`.
+
+        prefix: the answer's beginning, whoever wrote it; the answer goes on from there.
+        """
         if self._session is None:
             raise EdgellmError(f"{self.name} is closed; load it again")
         if self._busy:
             raise EdgellmError(f"{self.name} is answering already; finish or close that stream")
         self._busy = True
         try:
-            yield from self._answer(self._session, request)
+            yield from self._answer(self._session, request, prefix)
         finally:
             self._busy = False
 
-    def _answer(self, session: Session, request: Request) -> Generator[Event, None, None]:
+    def _answer(
+        self, session: Session, request: Request, prefix: str
+    ) -> Generator[Event, None, None]:
         course = _Course(time.perf_counter())
-        ids = self.bundle.encode(request)
+        ids = self.bundle.encode(request, prefix)
         room, notices = self._room(len(ids), request.max_tokens)
         plan = self._plan(len(ids) + room)
         memory.check(plan)
@@ -174,7 +179,7 @@ class LocalBackend:
         text = self.bundle.tokenizer
         stopped = yield from deltas(
             course.follow(tokens),
-            text.stream(continuing=request.prompt is not None),
+            text.stream(continuing=bool(prefix) or request.prompt is not None),
             request.stop,
             text.spell,
         )

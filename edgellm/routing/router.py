@@ -1,0 +1,230 @@
+"""The router: a Backend over a local model and remotes that says who answered, why, at what cost.
+
+    request ── facts ── decide ──▶ Decision ── Course ──▶ events ── Record ──▶ ledger
+
+The default policy is local-only: then nobody but the local model is as much as looked at.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from copy import copy
+from dataclasses import replace
+from types import TracebackType
+
+from edgellm.errors import UsageError
+from edgellm.routing.attempts import most_prompt_tokens, prompt_estimate
+from edgellm.routing.course import Course
+from edgellm.routing.options import Policy, RouterOptions
+from edgellm.routing.pace import Pace
+from edgellm.routing.policies import Decision, Facts, RemoteFacts, decide
+from edgellm.routing.seams import (
+    Budget,
+    Card,
+    Confidence,
+    Continuing,
+    Guard,
+    Ledger,
+    Record,
+    Remote,
+    Verdict,
+)
+from edgellm.routing.shadow import Shadows
+from edgellm.routing.signals import Observed
+from edgellm.routing.sources import Parts
+from edgellm.routing.sticky import Stickiness
+from edgellm.routing.watch import last_user_turn
+from edgellm.stream import Event, Request, Usage
+
+# The answer's length that a price is guessed with; the budget reserves for max_tokens instead.
+LIKELY_ANSWER_TOKENS = 256
+
+
+class Router:
+    """Answers here or elsewhere. A Router is a Backend, so one may stand where `local` stands.
+
+    policy: a policy's name, or RouterOptions where more is to be said. UsageError where remotes
+    come without the guard that alone may ask them. `route`, `cascade` and `auto` escalate nothing
+    without `confidence`, a pack bound to the local model.
+    """
+
+    def __init__(
+        self,
+        local: Continuing,
+        remotes: Sequence[Remote] = (),
+        policy: Policy | RouterOptions = "local-only",
+        confidence: Confidence | None = None,
+        guard: Guard | None = None,
+        budget: Budget | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        if remotes and guard is None:
+            raise UsageError("a router with remotes needs a privacy guard: guard=...")
+        in_order = tuple(sorted(remotes, key=lambda remote: remote.options.tier))
+        self.options = policy if isinstance(policy, RouterOptions) else RouterOptions(policy)
+        self._parts = Parts(local, in_order, confidence, guard, budget, ledger)
+        self._pace = Pace()
+        self._sticky = Stickiness()
+        self._chance = random.Random(self.options.seed)
+        self._shadows = Shadows()
+        _check_remotes(self.options, in_order)
+
+    def with_policy(self, policy: Policy) -> Router:
+        """The same router under another policy, for one request or for all to come.
+
+        Both share what they have learnt. UsageError on an unknown name, or without a remote.
+        """
+        other = copy(self)
+        other.options = replace(self.options, policy=policy)
+        _check_remotes(other.options, self._parts.remotes)
+        return other
+
+    @property
+    def remotes(self) -> tuple[str, ...]:
+        """The models that may be asked, in that order."""
+        return tuple(remote.options.model for remote in self._parts.remotes)
+
+    def stream(self, request: Request, prefix: str = "") -> Iterator[Event]:
+        """The answer as events; `Done.route` says who gave it and why.
+
+        Refusals come before `Start`: PrivacyBlocked, BudgetExhausted, Unreachable, ContextFull and
+        whatever the local model raises, where nobody else may be asked. `prefix` is the answer's
+        beginning, which is not repeated.
+        """
+        if self.options.policy == "local-only":
+            local = self._parts.local
+            yield from local.stream(request, prefix) if prefix else local.stream(request)
+            return
+        facts = self._facts(request, prefix)
+        decision = decide(facts)
+        if decision.refusal is not None:
+            raise decision.refusal(decision.reason)
+        yield from self._answer(request, prefix, facts, decision)
+
+    def _facts(self, request: Request, prefix: str) -> Facts:
+        """What the decision rests on. Nothing is sent, generated or reserved for it."""
+        parts, options = self._parts, self.options
+        verdict = parts.guard.judge(request) if parts.guard is not None else Verdict()
+        p_before = None
+        if parts.confidence is not None and options.policy in ("route", "auto"):
+            tokens = prompt_estimate(request)
+            p_before = parts.confidence.before(Observed(last_user_turn(request), tokens))
+        return Facts(
+            policy=options.policy,
+            verdict=verdict,
+            remotes=tuple(self._remote_facts(remote, request, prefix) for remote in parts.remotes),
+            offline=options.offline,
+            sticky=self._sticky.left(request) > 0,
+            has_pack=parts.confidence is not None,
+            p_before=p_before,
+            threshold=options.threshold,
+            worth=options.worth,
+            local_s=self._pace.seconds("local"),
+            remote_s=self._pace.seconds("remote"),
+            first_side=self._pace.first_side(),
+        )
+
+    def _remote_facts(self, remote: Remote, request: Request, prefix: str) -> RemoteFacts:
+        card, budget = remote.options, self._parts.budget
+        most = most_prompt_tokens(request, prefix)
+        likely = Usage(prompt_estimate(request), min(request.max_tokens, LIKELY_ANSWER_TOKENS))
+        return RemoteFacts(
+            name=card.model,
+            down=_down(card, remote.wait_s()),
+            over_budget=budget.denial(card, most, request.max_tokens) if budget else None,
+            incapable=_incapable(card, request, prefix),
+            cost_usd=card.price.cost_usd(likely) if card.price is not None else 0.0,
+        )
+
+    def _answer(
+        self, request: Request, prefix: str, facts: Facts, decision: Decision
+    ) -> Generator[Event, None, None]:
+        delay_s = self._pace.delay_s(decision.sides[0], self.options)
+        p_before = facts.p_before
+        course = Course(self._parts, self.options, decision, request, prefix, delay_s, p_before)
+        try:
+            with closing(course.run()) as events:
+                yield from events
+        finally:
+            for attempt in course.sources.attempts:
+                self._pace.note(attempt)
+            self._stick(request, course, decision)
+            self._record(request, course, decision, p_before)
+
+    def _stick(self, request: Request, course: Course, decision: Decision) -> None:
+        """Remembers an escalated conversation; a turn that went on by that uses one turn up."""
+        if course.route is None or course.route.source == "local":
+            return
+        if decision.authority == "stickiness":
+            self._sticky.note(request, self._sticky.left(request) - 1)
+        elif decision.authority == "score" and not decision.race:
+            self._sticky.note(request, self.options.sticky_turns)
+
+    def _record(
+        self, request: Request, course: Course, decision: Decision, p_before: float | None
+    ) -> None:
+        """Writes the one record of this request, or has it written when its shadow has ended."""
+        ledger, watch, share = self._parts.ledger, course.watch, self.options.shadow_share
+        if ledger is None:
+            return
+        asked = any(attempt.remote for attempt in course.sources.attempts)
+        request_id = uuid.uuid4().hex
+
+        def record(shadow_text: str | None) -> Record:
+            return Record(
+                request_id=request_id,
+                request=request,
+                policy=self.options.policy,
+                reason=course.route.reason if course.route else decision.reason,
+                text=course.relay.visible,
+                route=course.route,
+                attempts=tuple(course.sources.attempts),
+                p_before=p_before if watch is None or watch.p_before is None else watch.p_before,
+                p_after=watch.p_after if watch is not None else None,
+                propensity=share if decision.audit else float(asked),
+                shadow_text=shadow_text,
+            )
+
+        if decision.audit and course.route is not None and self._chance.random() < share:
+            self._shadows.start(course.sources.any_remote, record, ledger)
+            return
+        ledger.record(record(None))
+
+    def close(self) -> None:
+        """Waits for shadow calls under way. The local model belongs to whoever made it."""
+        self._shadows.wait()
+
+    def __enter__(self) -> Router:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _check_remotes(options: RouterOptions, remotes: Sequence[Remote]) -> None:
+    if options.policy != "local-only" and not remotes:
+        raise UsageError(
+            f"policy {options.policy} needs a remote: --remote URL --remote-model NAME"
+        )
+
+
+def _down(card: Card, wait_s: float) -> str | None:
+    return f"{card.model} failed lately and rests for {wait_s:.0f} s" if wait_s > 0 else None
+
+
+def _incapable(card: Card, request: Request, prefix: str) -> str | None:
+    """Why a remote cannot answer this request, None when it can."""
+    if prefix and "prefill" not in card.capabilities:
+        return f"{card.model} cannot go on from given text"
+    tokens, context = prompt_estimate(request, prefix), card.context_tokens
+    if context is not None and tokens >= context:
+        return f"the prompt has about {tokens} tokens and {card.model} takes {context}"
+    return None
