@@ -18,6 +18,7 @@ from edgellm.routing.handoff import Ended, Relay
 from edgellm.routing.hedge import Race, Source
 from edgellm.routing.options import RouterOptions
 from edgellm.routing.policies import Decision, Side
+from edgellm.routing.seams import Record
 from edgellm.routing.sources import Events, Parts, Sources, first_word, nobody
 from edgellm.routing.watch import Watch
 from edgellm.stream import Done, Event, Request, Route, Usage
@@ -71,16 +72,32 @@ class Course:
         else:
             yield from self._remote_first()
 
+    def record(self, blank: Record, shadow_text: str | None = None) -> Record:
+        """`blank` with what came of the request; a request that was never answered has a reason."""
+        watch, p_before = self.watch, blank.p_before
+        if watch is not None and watch.p_before is not None:
+            p_before = watch.p_before
+        return replace(
+            blank,
+            reason=self.route.reason if self.route else "; ".join([blank.reason, *self._notes]),
+            p_before=p_before,
+            p_after=watch.p_after if watch else None,
+            text=self.relay.visible,
+            route=self.route,
+            attempts=tuple(self.sources.attempts),
+            shadow_text=shadow_text,
+        )
+
     def _local_first(self) -> Events:
         may_escalate = "remote" in self._decision.sides
         with closing(self.sources.local(observe=self.watch is not None)) as local:
             try:
                 hold_back = may_escalate and self.watch is not None
                 ended = yield from self.relay.play(local, self.watch, hold_back)
-            except UsageError:
-                # The question itself is wrong: nobody else should be paid for finding out.
-                raise
             except EdgellmError as error:
+                # A wrong question is wrong everywhere: nobody is paid for finding out.
+                if isinstance(error, UsageError):
+                    raise
                 yield from self._after_local_failure(error)
                 return
             if ended.unsure and may_escalate:
@@ -225,6 +242,8 @@ class Course:
             if watch is not None:
                 p_correct = watch.p_correct if watch.p_correct is not None else p_correct
                 reason = reason if self._notes else watch.reason(self._options.policy)
+                if watch.unsure and self._options.policy == "ask":
+                    self._notes.append(f"{self.sources.remotes[0].options.model} can be asked")
         # A Router in the place of the local model may have asked somebody else.
         source: Literal["local", "remote"] = side if side == "remote" else inner.source
         if side == "local" and inner.source == "remote":

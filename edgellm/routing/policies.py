@@ -150,7 +150,8 @@ def _scored(facts: Facts, usable: tuple[int, ...]) -> Decision:
             return Decision(("local",), "user", "shadow: answered here", usable, audit=True)
         case "ask":
             bar = Bar(facts.threshold) if facts.has_pack else None
-            return Decision(("local",), "user", "ask: answered here", usable, bar)
+            reason = f"ask: answered here, {name} can be asked too"
+            return Decision(("local",), "user", reason, usable, bar)
     return _judged(facts, usable)
 
 

@@ -8,7 +8,6 @@ The default policy is local-only: then nobody but the local model is as much as 
 from __future__ import annotations
 
 import random
-import uuid
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from copy import copy
@@ -101,6 +100,9 @@ class Router:
         facts = self._facts(request, prefix)
         decision = decide(facts)
         if decision.refusal is not None:
+            if self._parts.ledger is not None:
+                blank = Record(request, self.options.policy, decision.reason, facts.p_before)
+                self._parts.ledger.record(blank)
             raise decision.refusal(decision.reason)
         yield from self._answer(request, prefix, facts, decision)
 
@@ -167,31 +169,16 @@ class Router:
         self, request: Request, course: Course, decision: Decision, p_before: float | None
     ) -> None:
         """Writes the one record of this request, or has it written when its shadow has ended."""
-        ledger, watch, share = self._parts.ledger, course.watch, self.options.shadow_share
+        ledger, share = self._parts.ledger, self.options.shadow_share
         if ledger is None:
             return
-        asked = any(attempt.remote for attempt in course.sources.attempts)
-        request_id = uuid.uuid4().hex
-
-        def record(shadow_text: str | None) -> Record:
-            return Record(
-                request_id=request_id,
-                request=request,
-                policy=self.options.policy,
-                reason=course.route.reason if course.route else decision.reason,
-                text=course.relay.visible,
-                route=course.route,
-                attempts=tuple(course.sources.attempts),
-                p_before=p_before if watch is None or watch.p_before is None else watch.p_before,
-                p_after=watch.p_after if watch is not None else None,
-                propensity=share if decision.audit else float(asked),
-                shadow_text=shadow_text,
-            )
-
+        propensity = share if decision.audit else float(course.sources.asked_remote)
+        blank = Record(request, self.options.policy, decision.reason, p_before, propensity)
         if decision.audit and course.route is not None and self._chance.random() < share:
-            self._shadows.start(course.sources.any_remote, record, ledger)
+            ask = course.sources.any_remote
+            self._shadows.start(ask, lambda said: course.record(blank, said), ledger)
             return
-        ledger.record(record(None))
+        ledger.record(course.record(blank))
 
     def close(self) -> None:
         """Waits for shadow calls under way. The local model belongs to whoever made it."""

@@ -10,6 +10,7 @@ A hedged or shadowed call runs in a thread of its own, so each of them may be us
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -148,23 +149,23 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request and how it was answered. `route` None: it failed or was closed before its end.
+    """One request and how it was answered. `route` None: refused, failed, or closed before its end.
 
-    `propensity` is the probability with which the remote was asked by chance; 1.0 and 0.0 where
-    no chance was involved.
+    `propensity` is the probability with which the remote was asked: 0 and 1 where no chance was
+    involved, else the share of shadow calls, whose text is `shadow_text`.
     """
 
-    request_id: str
     request: Request
     policy: str
     reason: str
-    text: str
-    route: Route | None
-    attempts: tuple[Attempt, ...]
     p_before: float | None = None
-    p_after: float | None = None
     propensity: float = 0.0
+    p_after: float | None = None
+    text: str = ""
+    route: Route | None = None
+    attempts: tuple[Attempt, ...] = ()
     shadow_text: str | None = None
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 class Ledger(Protocol):

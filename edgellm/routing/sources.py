@@ -83,6 +83,10 @@ class Sources:
             with suppress(ValueError):
                 events.close()
 
+    @property
+    def asked_remote(self) -> bool:
+        return any(attempt.remote for attempt in self.attempts)
+
     def _attempt(self, source: str, remote: bool) -> Attempt:
         self.attempts.append(Attempt(source, remote))
         return self.attempts[-1]

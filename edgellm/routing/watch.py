@@ -50,6 +50,10 @@ class Watch:
         """What the pack said last."""
         return self.p_before if self.p_after is None else self.p_after
 
+    @property
+    def unsure(self) -> bool:
+        return self.p_correct is not None and self.bar.escalates(self.p_correct)
+
     def reason(self, policy: Policy) -> str:
         """Its verdict in words."""
         p, bar = self.p_correct, self.bar
@@ -57,7 +61,7 @@ class Watch:
             return f"{policy}: the pack has no opinion, so it stays here"
         if p < bar.low:
             return f"{policy}: a remote would hardly know better (p {p:.2f})"
-        if not bar.escalates(p):
+        if not self.unsure:
             sure = "asking a remote would not pay" if policy == "auto" else "confident here"
             return f"{policy}: {sure} (p {p:.2f})"
         return f"{policy}: unsure here (p {p:.2f} below {bar.high:.2f})"
