@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# importmode=importlib leaves this folder out of the path.
+sys.path.append(str(Path(__file__).parent / "servers"))
+
+from launch import Served, serve_faults
+
+
+@pytest.fixture(scope="session")
+def fault_server() -> Iterator[Served]:
+    """Misbehaves by name; see servers/misbehave.py."""
+    with serve_faults() as served:
+        yield served
