@@ -13,6 +13,7 @@ from contextlib import closing
 from copy import copy
 from dataclasses import replace
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from edgellm.errors import UsageError
 from edgellm.routing.attempts import most_prompt_tokens, prompt_estimate
@@ -38,6 +39,9 @@ from edgellm.routing.sticky import Stickiness
 from edgellm.routing.watch import last_user_turn
 from edgellm.stream import Event, Request, Usage
 
+if TYPE_CHECKING:
+    from edgellm.routing.remote.options import RemoteOptions
+
 # The answer's length that a price is guessed with; the budget reserves for max_tokens instead.
 LIKELY_ANSWER_TOKENS = 256
 
@@ -45,6 +49,7 @@ LIKELY_ANSWER_TOKENS = 256
 class Router:
     """Answers here or elsewhere. A Router is a Backend, so one may stand where `local` stands.
 
+    remotes: descriptions (`edgellm.Remote`), or what can be asked already; lower tiers come first.
     policy: a policy's name, or RouterOptions where more is to be said. UsageError where remotes
     come without the guard that alone may ask them. `route`, `cascade` and `auto` escalate nothing
     without `confidence`, a pack bound to the local model.
@@ -53,7 +58,7 @@ class Router:
     def __init__(
         self,
         local: Continuing,
-        remotes: Sequence[Remote] = (),
+        remotes: Sequence[Remote | RemoteOptions] = (),
         policy: Policy | RouterOptions = "local-only",
         confidence: Confidence | None = None,
         guard: Guard | None = None,
@@ -62,7 +67,7 @@ class Router:
     ) -> None:
         if remotes and guard is None:
             raise UsageError("a router with remotes needs a privacy guard: guard=...")
-        in_order = tuple(sorted(remotes, key=lambda remote: remote.options.tier))
+        in_order = tuple(sorted(_opened(remotes), key=lambda remote: remote.options.tier))
         self.options = policy if isinstance(policy, RouterOptions) else RouterOptions(policy)
         self._parts = Parts(local, in_order, confidence, guard, budget, ledger)
         self._pace = Pace()
@@ -112,8 +117,9 @@ class Router:
         verdict = parts.guard.judge(request) if parts.guard is not None else Verdict()
         p_before = None
         if parts.confidence is not None and options.policy in ("route", "auto"):
-            tokens = prompt_estimate(request)
-            p_before = parts.confidence.before(Observed(last_user_turn(request), tokens))
+            prompt, tokens = last_user_turn(request), prompt_estimate(request)
+            blank = Observed(prompt, tokens, (), None, None, "")
+            p_before = parts.confidence.before(blank)
         return Facts(
             policy=options.policy,
             verdict=verdict,
@@ -194,6 +200,21 @@ class Router:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _opened(remotes: Sequence[Remote | RemoteOptions]) -> list[Remote]:
+    """Clients for the remotes that are only described. They share one view of the network."""
+    if not remotes:
+        return []
+    # What HTTP needs is not loaded for a router that stays on this machine.
+    from edgellm.routing.remote import Connectivity, RemoteBackend
+    from edgellm.routing.remote.options import RemoteOptions
+
+    network = Connectivity()
+    return [
+        RemoteBackend(remote, None, network) if isinstance(remote, RemoteOptions) else remote
+        for remote in remotes
+    ]
 
 
 def _check_remotes(options: RouterOptions, remotes: Sequence[Remote]) -> None:

@@ -16,7 +16,7 @@ class Observed:
 
     prompt: str
     prompt_tokens: int
-    tokens: tuple[TokenLogprob, ...] = ()
-    finish_reason: FinishReason | None = None
-    hidden: Hidden | None = None
-    text: str = ""
+    tokens: tuple[TokenLogprob, ...]
+    finish_reason: FinishReason | None
+    hidden: Hidden | None
+    text: str

@@ -60,10 +60,10 @@ class Watch:
         if p is None:
             return f"{policy}: the pack has no opinion, so it stays here"
         if p < bar.low:
-            return f"{policy}: a remote would hardly know better (p {p:.2f})"
+            return f"{policy}: a remote would hardly know better"
         if not self.unsure:
             sure = "asking a remote would not pay" if policy == "auto" else "confident here"
-            return f"{policy}: {sure} (p {p:.2f})"
+            return f"{policy}: {sure}"
         return f"{policy}: unsure here (p {p:.2f} below {bar.high:.2f})"
 
     def see(self, event: Event, options: RouterOptions) -> Seen:

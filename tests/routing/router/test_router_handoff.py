@@ -193,7 +193,7 @@ def test_route_with_a_hopeful_prefill_stays_and_shows_each_word_at_once() -> Non
     *_, done = events
     assert isinstance(done, Done)
     assert done.route.p_correct == 0.9
-    assert done.route.reason == "route: confident here (p 0.90)"
+    assert done.route.reason == "route: confident here"
 
 
 def test_ask_shows_the_local_answer_at_once_and_offers_the_remote_when_unsure() -> None:
@@ -212,7 +212,7 @@ def test_ask_shows_the_local_answer_at_once_and_offers_the_remote_when_unsure() 
 
 def test_ask_offers_nothing_when_sure() -> None:
     router = Router(Voice("small", LONG), [FakeRemote(remote())], "ask", FakePack(0.9), FakeGuard())
-    assert read(router).route.reason == "ask: confident here (p 0.90)"
+    assert read(router).route.reason == "ask: confident here"
 
 
 def test_the_first_token_counts_from_the_question_to_the_reader() -> None:
