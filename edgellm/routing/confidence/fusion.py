@@ -86,7 +86,8 @@ class Near:
         asked, known = (prompts - self.centre) / self.spread, self.landmarks.astype(np.float64)
         squares = (known**2).sum(axis=1) - 2 * asked @ known.T
         least: Float64 = (asked**2).sum(axis=1) + squares.min(axis=1)
-        return np.sqrt(np.maximum(least, 0) / prompts.shape[1])
+        distance: Float64 = np.sqrt(np.maximum(least, 0) / prompts.shape[1])
+        return distance
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from edgellm.routing.evaluation import certificates, compare, metrics
 from edgellm.routing.evaluation.baselines import BASELINES, Answers
 from edgellm.routing.evaluation.certificates import Check
 from edgellm.routing.evaluation.compare import Row
+from edgellm.routing.evaluation.plot import POINTS
 from edgellm.routing.evaluation.records import Records
 
 RISKS = (0.05, 0.10, 0.20, 0.30)
@@ -57,6 +58,7 @@ class Report:
     operating: Operating
     checks: tuple[Check, ...]
     signal_ms: float
+    curves: Mapping[str, tuple[float, ...]]
 
 
 def evaluate(records: Records, families: frozenset[str], say: Callable[[str], None]) -> Report:
@@ -85,6 +87,7 @@ def evaluate(records: Records, families: frozenset[str], say: Callable[[str], No
         operating=_operating(pack, p, correct),
         checks=tuple(certificates.check(p, correct, risk) for risk in RISKS),
         signal_ms=signal_ms,
+        curves=_curves(chosen.fit, test, p, correct),
     )
 
 
@@ -107,6 +110,26 @@ def _remote(p: compare.Float64, correct: metrics.Bools, accuracy: float) -> Remo
     even = (compare.KEEP_QUALITY * accuracy - local) / (accuracy - local)
     chance = (max(even, 0.0), *SHARES) if accuracy > local else (0.0, *SHARES)
     return Remote(accuracy, calls(p), calls(metrics.oracle(correct, remote)), chance)
+
+
+def _curves(
+    train: Answers, test: Answers, p: compare.Float64, correct: metrics.Bools
+) -> dict[str, tuple[float, ...]]:
+    """Accuracies at even shares of remote calls, for the plot."""
+    remote = np.full(len(p), compare.REMOTE_ACCURACY)
+    mean = next(b for b in BASELINES if b.name == "mean log-probability")
+    trusts = {
+        "oracle": metrics.oracle(correct, remote),
+        "edgellm": p,
+        mean.name: mean.score(train, test),
+    }
+    even = np.linspace(0, 1, POINTS)
+    curves = {
+        name: metrics.curve(t, correct, remote).accuracy[np.round(even * len(p)).astype(int)]
+        for name, t in trusts.items()
+    }
+    curves["random"] = correct.mean() + even * (compare.REMOTE_ACCURACY - correct.mean())
+    return {name: tuple(values.tolist()) for name, values in curves.items()}
 
 
 def _operating(pack: Pack, p: compare.Float64, correct: metrics.Bools) -> Operating:
