@@ -6,7 +6,6 @@ import click
 
 from edgellm.cli import LazyGroup
 
-
 COMMANDS = {
     "calibrate": "Learn from graded prompts when this model is right.",
     "certify": "Find the threshold that keeps a risk.",
