@@ -56,9 +56,7 @@ def drift(
     if p_errors < ALARM_P:
         alarm = f"{wrong} of {len(audited)} audited local answers were wrong, above risk {risk:.0%}"
     elif p_scores < ALARM_P:
-        alarm = (
-            f"the last {len(scores)} prompts are unlike those of calibration (KS {distance:.2f})"
-        )
+        alarm = f"the last {len(scores)} prompts are unlike the graded ones (KS {distance:.2f})"
     return Drift(len(recent), distance, p_scores, len(audited), wrong, p_errors, alarm)
 
 

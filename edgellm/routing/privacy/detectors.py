@@ -71,7 +71,7 @@ _EMAIL = re.compile(
     r"[A-Za-z]{2,24}(?![\w-])"
 )
 _PHONE = re.compile(
-    r"(?<![\w.+-])(?:\+\d{1,3}[ .-]?(?:\(0?\d{1,4}\)|\d{1,4})(?:[ .-]?\d{2,4}){1,4}"  # +49 89 1234
+    r"(?<![\w.+-])(?<!\d[ -])(?:\+\d{1,3}[ .-]?(?:\(0?\d{1,4}\)|\d{1,4})(?:[ .-]?\d{2,4}){1,4}"  # +49 89 1234
     r"|\(\d{3}\) ?\d{3}[ -.]\d{4}"  # (555) 123-4567
     r"|\d{3}[.-]\d{3}[.-]\d{4}"  # 555-123-4567
     r"|0\d{2,4}[ /-]\d{3,4}[ -]?\d{3,5})(?![\w-]|\.\d)"  # 089/1234567, 020 7946 0958
@@ -104,7 +104,7 @@ def _cards(text: str) -> Iterator[Finding]:
     """Payment cards: 13 to 19 digits of an issuer (ISO/IEC 7812: 2 to 6 first), Luhn."""
     for match in _CARD.finditer(text):
         digits = re.sub(r"[ -]", "", match[0])
-        if digits[0] in "23456" and len(set(digits)) > 2 and _valid("luhn", digits):
+        if digits[0] in "23456" and len(set(digits)) > 1 and _valid("luhn", digits):
             yield Finding("card", *match.span())
 
 
@@ -158,6 +158,9 @@ def _addresses(text: str) -> Iterator[Finding]:
             except ValueError:
                 continue
             if address.is_loopback or address.is_unspecified:
+                continue
+            # "a::b" is an address, but in text it is more often something else.
+            if address.version == 6 and len([g for g in match[0].split(":") if g]) < 3:
                 continue
             if not _VERSION.search(text[max(match.start() - 12, 0) : match.start()]):
                 yield Finding("ip", *match.span())
