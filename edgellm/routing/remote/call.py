@@ -55,7 +55,7 @@ class Call:
         self.breaker = breaker
         self.connectivity = connectivity
         self.watch = Watch(options.limits)
-        self.answer = Answer()
+        self.answer = Answer(outgoing.echo)
         self.attempts = 0
         self.maybe_billed = 0
         self._started = False
@@ -63,11 +63,15 @@ class Call:
 
     def events(self) -> Generator[Event, None, None]:
         self._enter()
-        # Until an attempt tells otherwise the remote is neither better nor worse than before.
         try:
             while not (yield from self._attempt()):
                 pass
+        except Trouble:
+            # Closed by another thread, between two attempts; nobody waits for an answer.
+            if not self.watch.cancelled:
+                raise
         finally:
+            # Until an attempt tells otherwise the remote is neither better nor worse than before.
             self.breaker.abandoned()
 
     def _enter(self) -> None:
@@ -81,7 +85,7 @@ class Call:
     def _attempt(self) -> Generator[Event, None, bool]:
         """Whether the call is over; False to go round again."""
         self.attempts += 1
-        self.answer = Answer()
+        self.answer = Answer(self.outgoing.echo)
         try:
             yield from self._once()
             return True
@@ -116,7 +120,7 @@ class Call:
         self.breaker.succeeded()
         usage, note = self.answer.count(self.outgoing.prompt_tokens, self.request.max_tokens)
         if not self._started:
-            if not (self.answer.text or self.request.stop):
+            if not (self.answer.text or self.request.stop or self.outgoing.echo):
                 raise self._empty(usage)
             yield self._start(None)
         self._answered = True
@@ -124,14 +128,14 @@ class Call:
 
     def _deltas(self, reply: Reply) -> Iterator[Event]:
         for delta in self.answer.read(reply.chunks):
-            self.watch.alive()
+            self.watch.alive(ending=self.answer.finish is not None)
             if delta is None:
                 continue
             if not self._started:
                 yield self._start(delta)
             yield delta
             # The caller may have taken its time; that is no silence of the server.
-            self.watch.alive()
+            self.watch.alive(ending=self.answer.finish is not None)
 
     def _judge(self, reply: Reply) -> None:
         body = b"" if 200 <= reply.status < 300 else _head(reply.chunks)
@@ -139,6 +143,7 @@ class Call:
         if isinstance(verdict, EdgellmError):
             # It answers, so it is well; what is wrong is the request.
             self.breaker.succeeded()
+            self.maybe_billed += 200 <= reply.status < 300
             if isinstance(verdict, RemoteFailed):
                 verdict.attempts, verdict.maybe_billed = self.attempts, self.maybe_billed
         if verdict is not None:

@@ -1,7 +1,8 @@
 """A server that misbehaves in a named way: python fault.py, then http://127.0.0.1:PORT/NAME/v1.
 
 Prints one JSON line with its ports; a GET on the `side` port tells, for each name, how many
-requests came, what they held, and how many connections are still open. Ends with its stdin. The names are in misbehave.py; three more faults are ports of their own: refusing, hanging, silent.
+requests came, what they held, and how many connections are still open. Ends with its stdin.
+The names are in misbehave.py; three more faults are ports of their own: refusing, hanging, silent.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ async def serve(exchange: Exchange) -> None:
     mine["headers"].append(exchange.headers)
     mine["bodies"].append(exchange.body.decode("utf-8", "replace"))
     try:
-        await FAULTS[name_of(exchange)](exchange)
+        await FAULTS[name_of(exchange).partition("~")[0]](exchange)
     finally:
         mine["open"] -= 1
 
