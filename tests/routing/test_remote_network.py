@@ -19,6 +19,7 @@ from edgellm.hub import web
 from edgellm.routing.errors import AccessDenied, RemoteFailed
 from edgellm.routing.remote import network
 from edgellm.routing.remote.backend import RemoteBackend
+from edgellm.routing.remote.circuit import Connectivity
 from edgellm.routing.remote.network import exchange
 from edgellm.routing.remote.options import Limits, RemoteOptions, Retry
 from edgellm.routing.remote.watch import Watch
@@ -46,6 +47,20 @@ def test_a_refused_connection_is_tried_again_and_not_billed(fault_server: Served
     error = failure(backend(fault_server.url(port="refusing")))
     assert "connection refused (2 attempts)" in str(error)
     assert (error.attempts, error.maybe_billed) == (2, 0)
+
+
+def test_a_refused_connection_is_no_dead_network(
+    fault_server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One server that is down must not keep us from the others."""
+    real = socket.getaddrinfo
+    here = lambda host, *args, **kwargs: real("127.0.0.1", *args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(socket, "getaddrinfo", here)
+    view = Connectivity(down_after=1)
+    url = f"https://down.example.com:{fault_server.ports['refusing']}/v1"
+    remote = RemoteBackend(backend(url).options, None, view)
+    assert "refused" in str(failure(remote))
+    assert view.online
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a full queue wait in silence")
@@ -152,6 +167,36 @@ def test_close_from_another_thread_wakes_a_read(fault_server: Served) -> None:
     assert got == []
     assert events.maybe_billed == 1
     fault_server.wait_for("silent~close", "open", 0)
+
+
+def test_close_from_another_thread_wakes_a_read_over_tls(
+    fault_server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    monkeypatch.setattr(network, "trust", web.trust.__wrapped__)
+    events = backend(fault_server.url("silent~tls", port="tls", scheme="https")).stream(ASK)
+    got: list[object] = []
+    thread = threading.Thread(target=lambda: got.extend(events))
+    thread.start()
+    fault_server.wait_for("silent~tls", "open", 1)
+    events.close()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    assert got == []
+    fault_server.wait_for("silent~tls", "open", 0)
+
+
+def test_close_from_another_thread_wakes_a_handshake(fault_server: Served) -> None:
+    patient = replace(QUICK, connect_s=60, first_token_s=60, total_s=60)
+    remote = backend(fault_server.url(port="silent", scheme="https"), limits=patient)
+    events = remote.stream(ASK)
+    thread = threading.Thread(target=lambda: list(events))
+    before = fault_server.state()["*"]["connections"]
+    thread.start()
+    fault_server.wait_for("*", "connections", before + 1)
+    events.close()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 def test_close_from_another_thread_wakes_a_pause(fault_server: Served) -> None:

@@ -29,7 +29,7 @@ from edgellm.routing.remote.circuit import Breaker, Connectivity
 from edgellm.routing.remote.network import Reply, exchange
 from edgellm.routing.remote.options import RemoteOptions
 from edgellm.routing.remote.status import TOO_LONG, Passing, judge, plain, quote
-from edgellm.routing.remote.watch import Trouble, Watch
+from edgellm.routing.remote.watch import UNBILLED, Trouble, Watch
 from edgellm.routing.remote.wire import Outgoing
 from edgellm.stream import Delta, Done, Event, Request, Route, Start, Timings, Usage
 
@@ -209,7 +209,7 @@ class Call:
         """What a failed attempt says about the remote, the network and the bill."""
         if trouble.kind == "connect":
             self._reached(False)
-        if trouble.kind not in ("connect", "tls", "status"):
+        if trouble.kind not in UNBILLED:
             self.maybe_billed += 1
         if trouble.kind != "total":
             self.breaker.failed()

@@ -14,7 +14,19 @@ from typing import Literal
 
 from edgellm.routing.remote.options import Limits
 
-Kind = Literal["connect", "tls", "first-token", "idle", "total", "cut", "status", "cancelled"]
+Kind = Literal[
+    "connect",  # no way to the other machine
+    "refused",  # it is there, and nobody listens
+    "tls",
+    "first-token",
+    "idle",
+    "total",
+    "cut",
+    "status",
+    "cancelled",
+]
+# Until then a vendor has nothing to charge for.
+UNBILLED = frozenset({"connect", "refused", "tls", "status"})
 
 
 # Token counts are sent together with the finish reason or right after it.
