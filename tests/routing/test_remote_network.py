@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launch import Served
@@ -32,9 +33,9 @@ QUICK = Limits(connect_s=0.2, first_token_s=5, idle_s=5, total_s=10)
 CERTIFICATE = Path(__file__).parent / "servers" / "selfsigned.pem"
 
 
-def backend(url: str, **changes: object) -> RemoteBackend:
-    options = RemoteOptions(url, "big", KEY, limits=QUICK, retry=Retry(2, 0.01, 0.02))
-    return RemoteBackend(replace(options, **changes))  # type: ignore[arg-type]
+def backend(url: str, limits: Limits = QUICK, **more: Any) -> RemoteBackend:
+    options = RemoteOptions(url, "big", KEY, limits=limits, retry=Retry(2, 0.01, 0.02), **more)
+    return RemoteBackend(options)
 
 
 def failure(remote: RemoteBackend) -> RemoteFailed:
@@ -70,6 +71,18 @@ def test_a_connection_that_is_never_made_ends_with_its_limit(fault_server: Serve
     assert (error.attempts, error.maybe_billed) == (1, 0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a full queue wait in silence")
+def test_an_address_that_is_dead_leaves_time_for_the_next(
+    fault_server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports = [fault_server.ports[name] for name in ("refusing", "hanging", "main")]
+    kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+    found = [(*kind, ("127.0.0.1", port)) for port in ports]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
+    remote = backend("http://api.example.com/ok/v1", allow_plain_http=True)
+    assert complete(remote.stream(ASK)).text.startswith("one two")
+
+
 def test_a_tls_handshake_that_hangs_ends_with_the_limit_of_connecting(
     fault_server: Served,
 ) -> None:
@@ -78,10 +91,10 @@ def test_a_tls_handshake_that_hangs_ends_with_the_limit_of_connecting(
     assert (error.attempts, error.maybe_billed) == (1, 0)
 
 
-def test_a_server_without_tls_is_no_tls_server(fault_server: Served) -> None:
-    remote = backend(fault_server.url("ok", port="silent", scheme="https"))
-    remote = RemoteBackend(replace(remote.options, limits=QUICK))
-    assert isinstance(failure(remote), RemoteFailed)
+def test_a_server_that_speaks_no_tls_gets_nothing_to_read(fault_server: Served) -> None:
+    error = failure(backend(fault_server.url(port="plaintext", scheme="https")))
+    assert "no TLS connection can be made" in str(error)
+    assert (error.attempts, error.maybe_billed) == (1, 0)
 
 
 def test_an_unknown_certificate_is_refused_before_anything_is_sent(fault_server: Served) -> None:

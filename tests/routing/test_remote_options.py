@@ -59,6 +59,8 @@ def test_an_address_that_could_leak_or_mislead_is_refused(url: str, says: str) -
     with pytest.raises(UsageError, match=says) as caught:
         RemoteOptions(url, "big")
     assert KEY not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 def test_an_unencrypted_address_is_used_where_the_user_trusts_the_network() -> None:

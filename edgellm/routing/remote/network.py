@@ -131,25 +131,27 @@ class _Wire(httpcore.NetworkBackend):
             raise Refused(f"{host}:{port} is not the remote that was named; nothing was sent")
         self._watch.connecting()
         last = Trouble("connect", f"{host} has no address")
-        for family, address in self._addresses(host, port):
+        addresses = self._addresses(host, port)
+        for tried, (family, address) in enumerate(addresses):
+            # A dead IPv6 route must leave time for IPv4: what is left is shared.
+            share_s = self._watch.wait_s() / (len(addresses) - tried)
             try:
-                return _Stream(self._connect(family, address), self._watch)
+                return _Stream(self._connect(family, address, share_s), self._watch)
+            except TimeoutError:
+                last = self._watch.expired()
             except OSError as error:
                 there = isinstance(error, ConnectionError)
                 why = (error.strerror or str(error)).lower()
                 last = Trouble("refused" if there else "connect", why, again=True)
         raise last
 
-    def _connect(self, family: int, address: Any) -> socket.socket:
+    def _connect(self, family: int, address: Any, limit_s: float) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             self._watch.connecting(sock)
-            sock.settimeout(self._watch.wait_s())
+            sock.settimeout(limit_s)
             sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except TimeoutError as error:
-            sock.close()
-            raise self._watch.expired() from error
         except BaseException:
             sock.close()
             raise

@@ -42,6 +42,7 @@ MATRIX = {
     "name unknown": "RemoteFailed",
     "certificate not trusted": "AccessDenied",
     "TLS handshake hangs": "RemoteFailed",
+    "no TLS there": "AccessDenied",
     "connect hangs": "RemoteFailed",
     "silent": "RemoteFailed",
     "silent-after-head": "RemoteFailed",
@@ -119,6 +120,8 @@ def url(served: Served, fault: str) -> str:
             return served.url("ok", port="tls", scheme="https")
         case "TLS handshake hangs":
             return served.url(port="silent", scheme="https")
+        case "no TLS there":
+            return served.url(port="plaintext", scheme="https")
         case "connect hangs":
             return served.url(port="hanging")
         case "breaker open" | "cancelled by the user":
