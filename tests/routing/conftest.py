@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-# importmode=importlib leaves this folder out of the path.
-sys.path.append(str(Path(__file__).parent / "servers"))
+# importmode=importlib leaves these folders out of the path.
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "servers")]
 
 from launch import Served, serve_faults
 
