@@ -71,7 +71,16 @@ OWNERS = {
     "huggingface_hub": ("edgellm.hub",),
     "ray": ("edgellm.batch",),
     **dict.fromkeys(
-        ("httpcore", "httpx", "httpx2", "requests", "aiohttp", "urllib3", "urllib.request", "http.client"),
+        (
+            "httpcore",
+            "httpx",
+            "httpx2",
+            "requests",
+            "aiohttp",
+            "urllib3",
+            "urllib.request",
+            "http.client",
+        ),
         ("edgellm.routing.remote", "edgellm.hub"),
     ),
 }

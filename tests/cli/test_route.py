@@ -126,6 +126,8 @@ def test_offline_keeps_the_answer_here(
         (("--remote", "http://127.0.0.1:9/v1"), "--remote-model"),
         (("--remote", "http://example.org/v1", "--remote-model", "x"), "unencrypted"),
         (("--threshold", "2"), "threshold must be in [0, 1]"),
+        (("--risk", "2"), "risk must be between 0 and 1"),
+        (("--risk", "0.1", "--threshold", "0.5"), "either --threshold or --risk"),
     ],
 )
 def test_a_wrong_choice_is_refused_before_a_model_is_loaded(
