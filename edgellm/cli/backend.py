@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
+from edgellm.errors import NotFound
 from edgellm.runtime.options import LoadOptions
+from edgellm.settings import current
 from edgellm.stream import Event, Request, Sampling
 
 if TYPE_CHECKING:
@@ -40,5 +42,13 @@ def open_guard() -> Guard:
 
 
 def open_confidence(model: LoadedModel) -> Confidence | None:
-    """The confidence pack of a model; None when it has none."""
-    return None
+    """The confidence pack of a model, the user's own first; None when there is none."""
+    from edgellm.routing.confidence import library
+    from edgellm.runtime.local import LocalBackend
+
+    if not isinstance(model, LocalBackend):
+        return None
+    try:
+        return library.find(model.bundle.manifest, current().home_folder())
+    except NotFound:
+        return None

@@ -31,10 +31,15 @@ class RouteChoice:
 
 
 def make_route_choice(
-    route: Policy | None, remote: str | None, remote_model: str | None, threshold: float | None
+    route: Policy | None,
+    remote: str | None,
+    remote_model: str | None,
+    threshold: float | None,
+    risk: float | None,
 ) -> RouteChoice:
     """The choice by the arguments and the environment, checked before a model is loaded for it."""
-    said: dict[str, Any] = {"policy": route, "threshold": threshold}
+    refuse(None not in (threshold, risk), "give either --threshold or --risk, not both")
+    said: dict[str, Any] = {"policy": route, "threshold": threshold, "risk": risk}
     options = RouterOptions(**{name: value for name, value in said.items() if value is not None})
     chosen = current({"remote_url": remote, "remote_model": remote_model})
     if chosen.remote_url is None and chosen.remote_model is None:
@@ -54,7 +59,8 @@ route_options = gathered(
     click.option("--route", type=click.Choice(POLICIES), help="Who answers; default local-only."),
     click.option("--remote", metavar="URL", help="A server that speaks OpenAI's chat API."),
     click.option("--remote-model", metavar="NAME", help="The model to ask there."),
-    click.option("--threshold", type=float, metavar="P", help="Surer answers than P stay here."),
+    click.option("--threshold", type=float, metavar="P", help="Answers as sure as P stay."),
+    click.option("--risk", type=float, metavar="R", help="At most R of those wrong, certified."),
 )
 
 
@@ -80,6 +86,10 @@ class Routed:
     @property
     def remotes(self) -> tuple[str, ...]:
         return self._router.remotes
+
+    @property
+    def certificate(self) -> str | None:
+        return self._router.certificate
 
     def under(self, policy: Policy) -> Routed:
         """The same under another policy; UsageError when it needs a remote and there is none."""

@@ -20,12 +20,12 @@ from edgellm.cli.options import (
     sampling_options,
     utf8,
 )
-from edgellm.cli.routed import RouteChoice, badge, open_routed, route_options
+from edgellm.cli.routed import RouteChoice, Routed, badge, open_routed, route_options
 from edgellm.cli.terminal import Screen, logprob_table, statistics
 from edgellm.errors import UsageError
 from edgellm.runtime.options import LoadOptions
 from edgellm.settings import current
-from edgellm.stream import Backend, Request, complete
+from edgellm.stream import Request, complete
 
 # Four bytes a token: four million tokens, more than any context this could be meant for.
 STDIN_LIMIT_BYTES = 16 << 20
@@ -106,8 +106,10 @@ def command(
         _answer(opened, request, output)
 
 
-def _answer(opened: Backend, request: Request, output: Output) -> None:
+def _answer(opened: Routed, request: Request, output: Output) -> None:
     screen = Screen()
+    if opened.certificate is not None:
+        screen.note(opened.certificate)
     with answering(opened, request) as events:
         start = begin(events, screen)
         if output.json_:

@@ -61,7 +61,7 @@ class Course:
         if parts.confidence is None or decision.bar is None:
             return None
         abort = "remote" in decision.sides
-        return Watch(parts.confidence, request, decision.bar, decision.judged, abort)
+        return Watch(parts.confidence, request, decision.bar, abort)
 
     def run(self) -> Events:
         """The answer. A failure before the first event is raised, also that of the last source."""
@@ -74,14 +74,10 @@ class Course:
 
     def record(self, blank: Record, shadow_text: str | None = None) -> Record:
         """`blank` with what came of the request; a request that was never answered has a reason."""
-        watch, p_before = self.watch, blank.p_before
-        if watch is not None and watch.p_before is not None:
-            p_before = watch.p_before
         return replace(
             blank,
             reason=self.route.reason if self.route else "; ".join([blank.reason, *self._notes]),
-            p_before=p_before,
-            p_after=watch.p_after if watch else None,
+            p_after=self.watch.p_correct if self.watch else None,
             text=self.relay.visible,
             route=self.route,
             attempts=tuple(self.sources.attempts),

@@ -23,6 +23,12 @@ class Bar:
     high: float
     low: float = 0.0
 
+    def words(self, p_correct: float) -> str:
+        """Why an answer is below the bar."""
+        if self.high > 1:
+            return f"p {p_correct:.2f}, and no threshold is certified"
+        return f"p {p_correct:.2f} below {self.high:.2f}"
+
     def escalates(self, p_correct: float) -> bool:
         return self.low <= p_correct < self.high
 

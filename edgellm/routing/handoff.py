@@ -79,13 +79,12 @@ class Relay:
                     self._hold(event)
                 case Replace():
                     yield from self.void(event.reason)
-            seen = watch.see(event, self.options) if watch is not None else "go on"
+            unsure = watch is not None and watch.see(event, self.options)
             if isinstance(event, Done):
-                return Ended(event, seen == "unsure")
-            if seen == "unsure":
+                return Ended(event, unsure)
+            if unsure:
                 return Ended(None, unsure=True)
-            # `before` is decided with the first token, so nothing needs to wait after it.
-            holding = holding and seen != "sure" and self._window_open()
+            holding = holding and self._window_open()
             if not holding and self._held:
                 yield from self.flush()
         raise EdgellmError("the answer ended without Done; its backend is broken")

@@ -30,6 +30,8 @@ class RouterOptions:
     """Settings of a Router.
 
     threshold        `route`, `cascade` and `ask` keep answers with P(correct) of at least this
+    risk             instead: at most this share of the answers that stay is wrong, with the
+                     probability `certainty`, as the confidence pack certifies
     hold_back_*      a local answer that may be replaced waits for so many tokens or milliseconds,
                      whichever ends first; a change of source within them is invisible
     handoff          after that: `prefill` lets a remote that can do so go on from what was shown,
@@ -45,6 +47,8 @@ class RouterOptions:
 
     policy: Policy = "local-only"
     threshold: float = 0.7
+    risk: float | None = None
+    certainty: float = 0.95
     hold_back_tokens: int = 32
     hold_back_ms: float = 1500.0
     handoff: Handoff = "prefill"
@@ -74,6 +78,9 @@ class RouterOptions:
             value = getattr(self, name)
             if not value >= 0:
                 raise UsageError(f"{name} must be 0 or more, got {value}")
+        for name, value in (("risk", self.risk), ("certainty", self.certainty)):
+            if value is not None and not 0 < value < 1:
+                raise UsageError(f"{name} must be between 0 and 1, got {value}")
         if self.check_tokens < 1:
             raise UsageError(f"check_tokens must be 1 or more, got {self.check_tokens}")
         if not 0 <= self.hedge_delay_ms < math.inf:

@@ -23,7 +23,6 @@ from edgellm.routing.seams import Verdict
 
 Side = Literal["local", "remote"]
 Authority = Literal["privacy", "user", "offline", "budget", "capability", "stickiness", "score"]
-Judged = Literal["before", "during"]
 
 REFUSALS: dict[Authority, type[EdgellmError]] = {
     "privacy": PrivacyBlocked,
@@ -56,8 +55,9 @@ class RemoteFacts:
 class Facts:
     """All that a decision rests on. `remotes` are in the order they would be asked.
 
-    `p_before` is P(correct) from the prompt alone, `has_pack` whether there is a confidence pack,
-    seconds are what an answer took lately on each side.
+    `p_before` is P(correct) before generation, None while nothing is known; `probed` says that the
+    prefill was asked too. `has_pack`: there is a confidence pack. Seconds are what an answer took
+    lately on each side.
     """
 
     policy: Policy
@@ -67,6 +67,7 @@ class Facts:
     sticky: bool = False
     has_pack: bool = True
     p_before: float | None = None
+    probed: bool = False
     threshold: float = 0.7
     worth: Worth = field(default_factory=Worth)
     local_s: float = 1.0
@@ -79,8 +80,8 @@ class Decision:
     """Whom to ask in which order; the next side is asked where the one before fails.
 
     remotes   which of `Facts.remotes` may be asked
-    bar       the local answer is judged against it: `before` it is begun, or `during` and at its
-              end; None: it is not judged
+    bar       the local answer is judged against it as it grows and at its end; None: it is not
+    probe     the prompt alone says nothing: prefill it, look at that, and decide again
     audit     the remote may be asked by chance, after the answer
     refusal   there is nobody to ask: raise this with the reason
     """
@@ -90,7 +91,7 @@ class Decision:
     reason: str
     remotes: tuple[int, ...] = ()
     bar: Bar | None = None
-    judged: Judged = "during"
+    probe: bool = False
     race: bool = False
     audit: bool = False
     refusal: type[EdgellmError] | None = None
@@ -161,23 +162,33 @@ def _judged(facts: Facts, usable: tuple[int, ...]) -> Decision:
     if not facts.has_pack:
         why = "no confidence pack for this model, so nothing is escalated unless it fails here"
         return Decision(("local", "remote"), "score", f"{policy}: {why}", usable)
-    if policy == "auto":
-        cost_usd = facts.remotes[usable[0]].cost_usd
-        worth, bar = facts.worth, facts.worth.bar(cost_usd, facts.remote_s)
-        if p_before is not None and worth.skips_local(
-            p_before, cost_usd, facts.local_s, facts.remote_s
-        ):
-            reason = f"auto: trying here does not pay (p {p_before:.2f} before)"
-            return Decision(("remote", "local"), "score", reason, usable)
-        return Decision(("local", "remote"), "score", "auto", usable, bar)
-    bar = Bar(facts.threshold)
+    if p_before is None and not facts.probed and policy != "cascade":
+        return Decision(("local", "remote"), "score", policy, usable, probe=True)
     if policy == "cascade":
-        return Decision(("local", "remote"), "score", "cascade", usable, bar)
+        return Decision(("local", "remote"), "score", "cascade", usable, Bar(facts.threshold))
+    return _before(facts, usable) if policy == "route" else _worthwhile(facts, usable)
+
+
+def _before(facts: Facts, usable: tuple[int, ...]) -> Decision:
+    """`route`: the answer is not judged any more once it has begun."""
+    p_before, bar = facts.p_before, Bar(facts.threshold)
     if p_before is None:
-        # The prompt alone says nothing: the pack is asked again after the prefill.
-        return Decision(("local", "remote"), "score", "route", usable, bar, "before")
+        reason = "route: the pack has no opinion before an answer, so it stays here"
+        return Decision(("local", "remote"), "score", reason, usable)
     if bar.escalates(p_before):
-        reason = f"route: hard for this machine (p {p_before:.2f} below {bar.high:.2f})"
+        reason = f"route: hard for this machine ({bar.words(p_before)})"
         return Decision(("remote", "local"), "score", reason, usable)
     reason = f"route: this machine can do it (p {p_before:.2f})"
     return Decision(("local", "remote"), "score", reason, usable)
+
+
+def _worthwhile(facts: Facts, usable: tuple[int, ...]) -> Decision:
+    """`auto`: whatever is expected to be worth most, before the answer and while it grows."""
+    cost_usd, worth, p_before = facts.remotes[usable[0]].cost_usd, facts.worth, facts.p_before
+    bar = worth.bar(cost_usd, facts.remote_s)
+    if p_before is not None and worth.skips_local(
+        p_before, cost_usd, facts.local_s, facts.remote_s
+    ):
+        reason = f"auto: trying here does not pay (p {p_before:.2f} before)"
+        return Decision(("remote", "local"), "score", reason, usable)
+    return Decision(("local", "remote"), "score", "auto", usable, bar)

@@ -21,6 +21,7 @@ from edgellm.routing.course import Course
 from edgellm.routing.options import Policy, RouterOptions
 from edgellm.routing.pace import Pace
 from edgellm.routing.policies import Decision, Facts, RemoteFacts, decide
+from edgellm.routing.risk import kept
 from edgellm.routing.seams import (
     Budget,
     Card,
@@ -36,7 +37,7 @@ from edgellm.routing.shadow import Shadows
 from edgellm.routing.signals import Observed
 from edgellm.routing.sources import Parts
 from edgellm.routing.sticky import Stickiness
-from edgellm.routing.watch import last_user_turn
+from edgellm.routing.watch import last_user_turn, observe
 from edgellm.stream import Event, Request, Usage
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Router:
         in_order = tuple(sorted(_opened(remotes), key=lambda remote: remote.options.tier))
         self.options = policy if isinstance(policy, RouterOptions) else RouterOptions(policy)
         self._parts = Parts(local, in_order, confidence, guard, budget, ledger)
+        self._kept = kept(self.options, confidence)
         self._pace = Pace()
         self._sticky = Stickiness()
         self._chance = random.Random(self.options.seed)
@@ -85,6 +87,11 @@ class Router:
         other.options = replace(self.options, policy=policy)
         _check_remotes(other.options, self._parts.remotes)
         return other
+
+    @property
+    def certificate(self) -> str | None:
+        """What vouches for the risk that was asked for, in one line."""
+        return self._kept.line
 
     @property
     def remotes(self) -> tuple[str, ...]:
@@ -104,6 +111,9 @@ class Router:
             return
         facts = self._facts(request, prefix)
         decision = decide(facts)
+        if decision.probe:
+            facts = replace(facts, p_before=self._probed(request, prefix), probed=True)
+            decision = decide(facts)
         if decision.refusal is not None:
             if self._parts.ledger is not None:
                 blank = Record(request, self.options.policy, decision.reason, facts.p_before)
@@ -128,12 +138,20 @@ class Router:
             sticky=self._sticky.left(request) > 0,
             has_pack=parts.confidence is not None,
             p_before=p_before,
-            threshold=options.threshold,
+            threshold=self._kept.threshold,
             worth=options.worth,
             local_s=self._pace.seconds("local"),
             remote_s=self._pace.seconds("remote"),
             first_side=self._pace.first_side(),
         )
+
+    def _probed(self, request: Request, prefix: str) -> float | None:
+        """P(correct) from the prefill, None when there is no opinion or no answer here."""
+        parts = self._parts
+        observed = observe(parts.local, request, prefix)
+        if parts.confidence is None or observed is None:
+            return None
+        return parts.confidence.before(observed)
 
     def _remote_facts(self, remote: Remote, request: Request, prefix: str) -> RemoteFacts:
         card, budget = remote.options, self._parts.budget

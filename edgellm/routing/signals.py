@@ -27,10 +27,7 @@ GUESS = math.log(0.5)
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A local answer, or its beginning: `finish_reason` and `hidden` are None while it goes on.
-
-    `prompt` is the last user turn. Before generation there are no tokens and no text.
-    """
+    """A local answer, finished or (`finish_reason` None) so far. `prompt` is the last user turn."""
 
     prompt: str
     prompt_tokens: int

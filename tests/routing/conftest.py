@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 # importmode=importlib leaves these folders out of the path.
-sys.path += [str(Path(__file__).parent / "servers"), str(Path(__file__).parent)]
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "servers")]
 
 from launch import Served, serve_faults
 

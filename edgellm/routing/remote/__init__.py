@@ -4,7 +4,8 @@ options ── RemoteBackend ── stream ──▶ Call: breaker, attempts, li
                                         │
     wire      Request ⇄ JSON            ├─ network   one POST to one host, deadlines on every read
     status    what a status means       ├─ sse       lines → JSON objects
-    circuit   when not to ask           └─ answer    objects → text, finish reason, usage
+    circuit   when not to ask           ├─ answer    objects → text, finish reason, usage
+                                        └─ report    the first and the last event
 
 remotes   several of them, ranked for a request     configure  the one of the user's settings
 keys · prices   files of the user                   watch      the limits of one call

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from edgellm.routing.remote import wire
-from edgellm.routing.remote.sse import Events, TooLong
+from edgellm.routing.remote.sse import Events, Unreadable
 from edgellm.routing.remote.wire import Chunk
 from edgellm.stream import Delta, FinishReason, TokenLogprob, Usage
 
@@ -17,8 +17,6 @@ from edgellm.stream import Delta, FinishReason, TokenLogprob, Usage
 ANSWER_LIMIT_BYTES = 1 << 28
 # Without streaming the whole answer is one text in memory, three times over.
 DOCUMENT_LIMIT_BYTES = 1 << 25
-# One bad line is an accident of a proxy; this many are no answer.
-MALFORMED_LIMIT = 100
 
 
 class Unfit(Exception):
@@ -35,8 +33,13 @@ class Unfit(Exception):
 
 @dataclass(slots=True)
 class Answer:
-    """`read` the chunks of a reply; the other fields are what is known so far."""
+    """`read` the chunks of a reply; the other fields are what is known so far.
 
+    `echo` is text the remote was given to go on from: some (llama.cpp) say it again first, and then
+    it is left out.
+    """
+
+    echo: str = ""
     text: str = ""
     finish: str | None = None
     usage: object = None
@@ -45,6 +48,7 @@ class Answer:
     pieces: int = 0
     _events: Events = field(default_factory=Events)
     _half: str = ""
+    _held: Delta = field(default_factory=lambda: Delta(""))
 
     @property
     def malformed(self) -> int:
@@ -73,10 +77,11 @@ class Answer:
         try:
             for raw in objects:
                 yield from self._take(raw)
-        except TooLong:
-            raise Unfit("a line without end") from None
-        # Half of a character that never became whole.
-        self._half = ""
+        except Unreadable as error:
+            raise Unfit(str(error)) from None
+        # Half of a character that never became whole is left out.
+        if self._held.text:
+            yield self._spoken(self._held)
 
     def _take(self, raw: dict[str, Any]) -> Iterator[Delta | None]:
         try:
@@ -84,8 +89,6 @@ class Answer:
         except ValueError:
             self._events.malformed += 1
             chunk = Chunk()
-        if self.malformed > MALFORMED_LIMIT:
-            raise Unfit(f"{self.malformed} malformed lines")
         if chunk.error is not None:
             raise Unfit("it reports an error", chunk.error)
         if chunk.tools or chunk.finish in ("tool_calls", "function_call"):
@@ -96,7 +99,7 @@ class Answer:
         self.finish = chunk.finish or self.finish
         self.reasoning |= chunk.reasoning
         yield from self._say(chunk.text, chunk.logprobs)
-        if chunk.reasoning:
+        if chunk.reasoning or (chunk.finish and self.text):
             yield None
 
     def _say(self, text: str, logprobs: tuple[TokenLogprob, ...]) -> Iterator[Delta]:
@@ -104,10 +107,21 @@ class Answer:
         text = self._half + text
         self._half = text[-1] if text and "\ud800" <= text[-1] < "\udc00" else ""
         text = _whole(text.removesuffix(self._half) if self._half else text)
-        if text or logprobs:
-            self.text += text
-            self.pieces += 1
-            yield Delta(text, logprobs)
+        if not (text or logprobs):
+            return
+        delta = Delta(self._held.text + text, self._held.logprobs + logprobs)
+        if self.echo and len(delta.text) < len(self.echo) and self.echo.startswith(delta.text):
+            self._held = delta
+            return
+        rest = delta.text.removeprefix(self.echo)
+        self.echo, self._held = "", Delta("")
+        if rest:
+            yield self._spoken(Delta(rest, delta.logprobs))
+
+    def _spoken(self, delta: Delta) -> Delta:
+        self.text += delta.text
+        self.pieces += 1
+        return delta
 
     def count(self, prompt_estimate: int, max_tokens: int) -> tuple[Usage, str | None]:
         """The token counts, and why they are ours when the server's are missing or impossible."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Generator, Iterator
 
 from edgellm.errors import ContextFull, EdgellmError
@@ -24,14 +23,15 @@ from edgellm.routing.errors import (
     NotTried,
     RemoteFailed,
 )
+from edgellm.routing.remote import report
 from edgellm.routing.remote.answer import Answer, Unfit
 from edgellm.routing.remote.circuit import Breaker, Connectivity
 from edgellm.routing.remote.network import Reply, exchange
 from edgellm.routing.remote.options import RemoteOptions
 from edgellm.routing.remote.status import TOO_LONG, Passing, judge, plain, quote
-from edgellm.routing.remote.watch import Trouble, Watch
+from edgellm.routing.remote.watch import UNBILLED, Trouble, Watch
 from edgellm.routing.remote.wire import Outgoing
-from edgellm.stream import Delta, Done, Event, Request, Route, Start, Timings, Usage
+from edgellm.stream import Delta, Done, Event, Request, Start, Usage
 
 # Of what a server says with an error; the message is shown shorter still.
 ERROR_BODY_BYTES = 1 << 16
@@ -55,7 +55,7 @@ class Call:
         self.breaker = breaker
         self.connectivity = connectivity
         self.watch = Watch(options.limits)
-        self.answer = Answer()
+        self.answer = Answer(outgoing.echo)
         self.attempts = 0
         self.maybe_billed = 0
         self._started = False
@@ -63,11 +63,15 @@ class Call:
 
     def events(self) -> Generator[Event, None, None]:
         self._enter()
-        # Until an attempt tells otherwise the remote is neither better nor worse than before.
         try:
             while not (yield from self._attempt()):
                 pass
+        except Trouble:
+            # Closed by another thread, between two attempts; nobody waits for an answer.
+            if not self.watch.cancelled:
+                raise
         finally:
+            # Until an attempt tells otherwise the remote is neither better nor worse than before.
             self.breaker.abandoned()
 
     def _enter(self) -> None:
@@ -81,7 +85,7 @@ class Call:
     def _attempt(self) -> Generator[Event, None, bool]:
         """Whether the call is over; False to go round again."""
         self.attempts += 1
-        self.answer = Answer()
+        self.answer = Answer(self.outgoing.echo)
         try:
             yield from self._once()
             return True
@@ -114,24 +118,22 @@ class Call:
         if not self.answer.ended:
             raise Trouble("cut", "the answer ended too early", again=True)
         self.breaker.succeeded()
-        usage, note = self.answer.count(self.outgoing.prompt_tokens, self.request.max_tokens)
         if not self._started:
-            if not (self.answer.text or self.request.stop):
-                raise self._empty(usage)
+            if not (self.answer.text or self.request.stop or self.outgoing.echo):
+                raise self._empty()
             yield self._start(None)
-        self._answered = True
-        yield self._done(usage, note)
+        yield self._done()
 
     def _deltas(self, reply: Reply) -> Iterator[Event]:
         for delta in self.answer.read(reply.chunks):
-            self.watch.alive()
+            self.watch.alive(ending=self.answer.finish is not None)
             if delta is None:
                 continue
             if not self._started:
                 yield self._start(delta)
             yield delta
             # The caller may have taken its time; that is no silence of the server.
-            self.watch.alive()
+            self.watch.alive(ending=self.answer.finish is not None)
 
     def _judge(self, reply: Reply) -> None:
         body = b"" if 200 <= reply.status < 300 else _head(reply.chunks)
@@ -139,6 +141,7 @@ class Call:
         if isinstance(verdict, EdgellmError):
             # It answers, so it is well; what is wrong is the request.
             self.breaker.succeeded()
+            self.maybe_billed += 200 <= reply.status < 300
             if isinstance(verdict, RemoteFailed):
                 verdict.attempts, verdict.maybe_billed = self.attempts, self.maybe_billed
         if verdict is not None:
@@ -146,55 +149,19 @@ class Call:
 
     def _start(self, first: Delta | None) -> Start:
         self._started = True
-        notices = list(self.outgoing.notices)
-        if not self.answer.streamed:
-            notices.append(f"{self._who} does not stream: the answer comes in one piece")
-        asked = self.request.logprobs is not None and "logprobs" in self.options.capabilities
-        if asked and first is not None and not first.logprobs:
-            notices.append(f"{self._who} sends no log-probabilities")
-        return Start(self.options.model, self.outgoing.prompt_tokens, notices=tuple(notices))
+        return report.start(self.options, self.request, self.outgoing, self.answer, first)
 
-    def _done(self, usage: Usage, note: str | None) -> Done:
-        now = time.monotonic()
-        first = self.watch.first_token or now
-        wait_s, decode_s = first - self.watch.started, now - first
-        price = self.options.price
-        # One piece has no pace.
-        later = max(usage.completion_tokens - 1, 0) if self.answer.pieces > 1 else 0
-        return Done(
-            finish_reason=self.answer.finish_reason,
-            usage=usage,
-            timings=Timings(
-                load_ms=0.0,
-                first_token_ms=wait_s * 1e3,
-                prefill_tokens_per_s=usage.prompt_tokens / wait_s if wait_s > 0 else 0.0,
-                decode_tokens_per_s=later / decode_s if decode_s > 0 else 0.0,
-            ),
-            route=Route(
-                source="remote",
-                policy="remote-only",
-                reason="; ".join(self._notes(note)),
-                cost_usd=0.0 if price is None else price.cost_usd(usage),
-            ),
-        )
+    def _done(self) -> Done:
+        self._answered = True
+        trouble = report.past_trouble(self.attempts, self.maybe_billed)
+        return report.done(self.options, self.answer, self._usage(), self.watch, trouble)
 
-    def _notes(self, note: str | None) -> list[str]:
-        notes = [f"asked {self._who}", *([note] if note else [])]
-        if self.answer.malformed:
-            notes.append(f"{self.answer.malformed} malformed lines skipped")
-        if self.answer.reasoning:
-            notes.append("its reasoning is not shown")
-        if self.attempts > 1:
-            notes.append(f"answered at attempt {self.attempts}")
-        if self.maybe_billed:
-            notes.append(f"{self.maybe_billed} failed requests may be billed too")
-        if self.options.price is None:
-            notes.append("its price is not known")
-        return notes
+    def _usage(self) -> tuple[Usage, str | None]:
+        return self.answer.count(self.outgoing.prompt_tokens, self.request.max_tokens)
 
     @property
     def _who(self) -> str:
-        return f"{self.options.model} at {self.options.host}"
+        return report.who(self.options)
 
     def _reached(self, success: bool) -> None:
         if not self.options.is_loopback:
@@ -204,7 +171,7 @@ class Call:
         """What a failed attempt says about the remote, the network and the bill."""
         if trouble.kind == "connect":
             self._reached(False)
-        if trouble.kind not in ("connect", "tls", "status"):
+        if trouble.kind not in UNBILLED:
             self.maybe_billed += 1
         if trouble.kind != "total":
             self.breaker.failed()
@@ -253,17 +220,17 @@ class Call:
         error.attempts, error.maybe_billed = self.attempts, self.maybe_billed
         return error
 
-    def _empty(self, usage: Usage) -> RemoteFailed:
+    def _empty(self) -> RemoteFailed:
         why = "it finished without a word"
         error = self._error(EmptyAnswer, f"{why} ({self.answer.finish})", None)
-        error.usage = usage
+        error.usage, _ = self._usage()
         return error
 
     def _broken(self, why: str) -> BrokenOff:
         text = self.answer.text
         error = BrokenOff(f"{self._who} broke off after {len(text)} characters: {why}; ask again")
         error.text = text
-        error.usage, _ = self.answer.count(self.outgoing.prompt_tokens, self.request.max_tokens)
+        error.usage, _ = self._usage()
         error.attempts, error.maybe_billed = self.attempts, self.maybe_billed
         return error
 

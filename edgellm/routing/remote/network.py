@@ -131,23 +131,27 @@ class _Wire(httpcore.NetworkBackend):
             raise Refused(f"{host}:{port} is not the remote that was named; nothing was sent")
         self._watch.connecting()
         last = Trouble("connect", f"{host} has no address")
-        for family, address in self._addresses(host, port):
+        addresses = self._addresses(host, port)
+        for tried, (family, address) in enumerate(addresses):
+            # A dead IPv6 route must leave time for IPv4: what is left is shared.
+            share_s = self._watch.wait_s() / (len(addresses) - tried)
             try:
-                return _Stream(self._connect(family, address), self._watch)
+                return _Stream(self._connect(family, address, share_s), self._watch)
+            except TimeoutError:
+                last = self._watch.expired()
             except OSError as error:
-                last = Trouble("connect", (error.strerror or str(error)).lower(), again=True)
+                there = isinstance(error, ConnectionError)
+                why = (error.strerror or str(error)).lower()
+                last = Trouble("refused" if there else "connect", why, again=True)
         raise last
 
-    def _connect(self, family: int, address: Any) -> socket.socket:
+    def _connect(self, family: int, address: Any, limit_s: float) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             self._watch.connecting(sock)
-            sock.settimeout(self._watch.wait_s())
+            sock.settimeout(limit_s)
             sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except TimeoutError as error:
-            sock.close()
-            raise self._watch.expired() from error
         except BaseException:
             sock.close()
             raise
@@ -213,22 +217,27 @@ class _Stream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
+        # The handshake comes after the wrapping, which takes the plain socket away from the watch.
+        wrapped = ssl_context.wrap_socket(
+            self._sock, server_hostname=server_hostname, do_handshake_on_connect=False
+        )
         try:
-            self._sock.settimeout(self._watch.wait_s())
-            wrapped = ssl_context.wrap_socket(self._sock, server_hostname=server_hostname)
+            self._watch.connecting(wrapped)
+            wrapped.settimeout(self._watch.wait_s())
+            wrapped.do_handshake()
         except BaseException as error:
-            self._sock.close()
-            if isinstance(error, ssl.SSLCertVerificationError):
-                raise Trouble(
-                    "tls", f"its certificate is not trusted: {error.verify_message}"
-                ) from error
-            if isinstance(error, TimeoutError):
-                raise self._watch.expired() from error
+            wrapped.close()
             if isinstance(error, OSError):
-                raise Trouble("tls", "no TLS connection can be made") from error
+                raise self._no_tls(error) from error
             raise
-        self._watch.connecting(wrapped)
         return _Stream(wrapped, self._watch)
+
+    def _no_tls(self, error: OSError) -> Trouble:
+        if self._watch.cancelled or isinstance(error, TimeoutError):
+            return self._watch.expired()
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return Trouble("tls", f"its certificate is not trusted: {error.verify_message}")
+        return Trouble("tls", "no TLS connection can be made")
 
     def close(self) -> None:
         self._sock.close()

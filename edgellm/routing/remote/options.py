@@ -178,9 +178,9 @@ def _base_url(url: str, allow_plain_http: bool) -> str:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        # Python's own message may quote what stands before the host.
-        raise UsageError("the remote's address is not a URL; write https://HOST/v1") from error
+    except ValueError:
+        # Python's own message may quote what stands before the host, so it is no cause.
+        raise UsageError("the remote's address is not a URL; write https://HOST/v1") from None
     if parts.scheme not in ("http", "https") or not host or not url.isascii():
         raise UsageError("the remote's address must look like https://HOST/v1")
     if parts.username or parts.password or parts.query or parts.fragment:

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 
 # One token with twenty alternatives is under 4 kB; servers that batch send a few dozen at once.
 LINE_LIMIT_BYTES = 1 << 20
+# One bad line is an accident of a proxy; this many are no answer.
+MALFORMED_LIMIT = 100
 # JSON spread over more lines than this is none.
 JOINED_LINES = 64
 FIELDS = (b"event", b"id", b"retry")
 
 
-class TooLong(Exception):
-    """A line beyond LINE_LIMIT_BYTES: nothing of ours is that long."""
+class Unreadable(Exception):
+    """This is no event stream; the text says why in one clause."""
 
 
 @dataclass(slots=True)
@@ -30,9 +32,14 @@ class Events:
     _pending: list[bytes] = field(default_factory=list)
 
     def read(self, chunks: Iterable[bytes]) -> Iterator[dict[str, object]]:
-        """The JSON objects, each as soon as its line is complete, until [DONE] or the end."""
+        """The JSON objects, each as soon as its line is complete, until [DONE] or the end.
+
+        Unreadable when the lines are too long, or too many of them malformed.
+        """
         for line in lines(chunks):
             found = self._line(line)
+            if self.malformed > MALFORMED_LIMIT:
+                raise Unreadable(f"{self.malformed} malformed lines")
             if self.finished:
                 return
             if found is not None:
@@ -76,7 +83,7 @@ def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         *complete, rest = _split(rest + chunk)
         yield from complete
         if len(rest) > LINE_LIMIT_BYTES:
-            raise TooLong
+            raise Unreadable("a line without end")
     if rest:
         yield rest.rstrip(b"\r")
 

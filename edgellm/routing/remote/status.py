@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-from edgellm.errors import ContextFull, EdgellmError, NotFound, Refused, Unreachable
-from edgellm.routing.errors import AccessDenied
+from edgellm.errors import ContextFull, EdgellmError, NotFound, Refused
+from edgellm.routing.errors import AccessDenied, RemoteFailed
 from edgellm.routing.remote.options import RemoteOptions
 from edgellm.routing.remote.watch import Trouble
 
@@ -42,14 +42,14 @@ def judge(
     if 200 <= status < 300:
         encoding = headers.get("content-encoding", "identity")
         if encoding != "identity":
-            return Unreachable(
+            return RemoteFailed(
                 f"{what} answers compressed ({encoding!r:.20}), unasked; use another"
             )
         return None
     said = quote(options, body)
     match status:
         case 301 | 302 | 303 | 307 | 308:
-            return Unreachable(
+            return RemoteFailed(
                 f"{options.host} sends us on to another address, which is not followed; "
                 "give the final address as --remote"
             )

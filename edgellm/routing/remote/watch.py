@@ -14,7 +14,23 @@ from typing import Literal
 
 from edgellm.routing.remote.options import Limits
 
-Kind = Literal["connect", "tls", "first-token", "idle", "total", "cut", "status", "cancelled"]
+Kind = Literal[
+    "connect",  # no way to the other machine
+    "refused",  # it is there, and nobody listens
+    "tls",
+    "first-token",
+    "idle",
+    "total",
+    "cut",
+    "status",
+    "cancelled",
+]
+# Until then a vendor has nothing to charge for.
+UNBILLED = frozenset({"connect", "refused", "tls", "status"})
+
+
+# Token counts are sent together with the finish reason or right after it.
+ENDING_S = 1.0
 
 
 class Trouble(Exception):
@@ -38,6 +54,7 @@ class Watch:
         self.first_token: float | None = None
         self._connecting: float | None = None
         self._last_life = self.started
+        self._idle_s = limits.idle_s
         self._socket: socket.socket | None = None
         self._cancelled = threading.Event()
 
@@ -51,9 +68,10 @@ class Watch:
     def connected(self) -> None:
         self._connecting = None
 
-    def alive(self) -> None:
+    def alive(self, ending: bool = False) -> None:
         """A piece of the answer came, or its reader came back for more; the first one ends the
-        wait for the first token."""
+        wait for the first token. `ending`: all is said, and only token counts may follow."""
+        self._idle_s = min(self.limits.idle_s, ENDING_S) if ending else self.limits.idle_s
         self._last_life = time.monotonic()
         if self.first_token is None:
             self.first_token = self._last_life
@@ -107,7 +125,7 @@ class Watch:
         if self.first_token is None:
             due.append((self.started + first, "first-token", first, "no token came within"))
         else:
-            due.append((self._last_life + limits.idle_s, "idle", limits.idle_s, "nothing came for"))
+            due.append((self._last_life + self._idle_s, "idle", self._idle_s, "nothing came for"))
         if self._connecting is not None:
             seconds = limits.connect_s
             due.append((self._connecting + seconds, "connect", seconds, "no connection within"))

@@ -29,16 +29,22 @@ FINISHED: dict[str, FinishReason] = {
 # too few, since budgets reserve by this.
 BYTES_PER_TOKEN = 3
 TOKENS_PER_MESSAGE = 4
+# A chat template may add a system prompt that we never see; SmolLM2's makes 25 tokens of nothing.
+TOKENS_PER_TEMPLATE = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """The exact bytes of a body, the path below the base URL, what the user should know."""
+    """The exact bytes of a body, the path below the base URL, what the user should know.
+
+    `echo` is the text to go on from, which the answer may begin with again.
+    """
 
     path: str
     body: bytes
     notices: tuple[str, ...]
     prompt_tokens: int
+    echo: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +83,15 @@ def encode(options: RemoteOptions, request: Request, prefix: str = "") -> Outgoi
         body=json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"),
         notices=tuple(notices),
         prompt_tokens=prompt_estimate(request, prefix),
+        echo=prefix if request.prompt is None else "",
     )
 
 
 def prompt_estimate(request: Request, prefix: str = "") -> int:
     """About how many tokens the prompt has, rather too many: no remote lends its tokenizer."""
     texts = [m.content for m in request.messages] + [request.prompt or "", prefix]
-    return sum(token_estimate(text) for text in texts) + TOKENS_PER_MESSAGE * len(request.messages)
+    frame = TOKENS_PER_TEMPLATE + TOKENS_PER_MESSAGE * len(request.messages)
+    return sum(token_estimate(text) for text in texts) + (frame if request.messages else 0)
 
 
 def token_estimate(text: str) -> int:

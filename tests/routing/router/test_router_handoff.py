@@ -16,7 +16,7 @@ from router_fakes import (
     unreachable,
 )
 
-from edgellm.errors import EdgellmError
+from edgellm.errors import ContextFull, EdgellmError
 from edgellm.routing.handoff import MARK
 from edgellm.routing.options import RouterOptions
 from edgellm.routing.router import Router
@@ -175,25 +175,37 @@ def test_the_pack_sees_the_answer_as_it_grows() -> None:
     assert last.tokens[0].entropy == 0.5
 
 
-def test_route_may_ask_the_pack_again_after_the_prefill() -> None:
+def test_route_looks_at_the_prefill_where_the_prompt_says_nothing() -> None:
     here = Voice("small", LONG)
-    pack = FakePack(before=lambda seen: 0.2 if seen.tokens else None)
+    pack = FakePack(before=lambda seen: 0.2 if seen.hidden else None)
     router = Router(here, [FakeRemote(remote())], "route", pack, FakeGuard())
     shown = read(router)
     assert (shown.text, shown.replaced) == ("I am big", ())
     assert here.said == 1
+    ((request, _),) = here.asked
+    assert (request.max_tokens, request.observe) == (1, True)
+    assert [len(seen.tokens) for seen in pack.seen] == [0, 1]
+    assert shown.route.reason == "route: hard for this machine (p 0.20 below 0.70); big answered"
 
 
 def test_route_with_a_hopeful_prefill_stays_and_shows_each_word_at_once() -> None:
     here = Voice("small", LONG)
-    pack = FakePack(before=lambda seen: 0.9 if seen.tokens else None)
+    pack = FakePack(before=lambda seen: 0.9 if seen.hidden else None)
     events = Router(here, [FakeRemote(remote())], "route", pack, FakeGuard()).stream(QUESTION)
     assert isinstance(next(events), Start)
-    assert here.said == 1
+    # One for the look at the prefill, one to be shown.
+    assert here.said == 2
     *_, done = events
     assert isinstance(done, Done)
     assert done.route.p_correct == 0.9
-    assert done.route.reason == "route: confident here"
+    assert done.route.reason == "route: this machine can do it (p 0.90)"
+
+
+def test_a_prefill_that_fails_leaves_the_answer_to_the_remote() -> None:
+    here = Voice("small", LONG, fails=ContextFull("900 tokens"))
+    pack = FakePack(before=lambda seen: None)
+    router = Router(here, [FakeRemote(remote())], "route", pack, FakeGuard())
+    assert read(router).text == "I am big"
 
 
 def test_ask_shows_the_local_answer_at_once_and_offers_the_remote_when_unsure() -> None:

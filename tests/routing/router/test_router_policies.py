@@ -47,6 +47,7 @@ def facts(policy: str, **changes: object) -> Facts:
         (facts("route", p_before=0.2), THERE_FIRST, "score", "p 0.20 below 0.70"),
         (facts("route", p_before=0.8), HERE_FIRST, "score", "p 0.80"),
         (facts("route"), HERE_FIRST, "score", "route"),
+        (facts("route", probed=True), HERE_FIRST, "score", "no opinion"),
         (facts("auto", p_before=0.9), HERE_FIRST, "score", "auto"),
         (facts("auto", p_before=0.001, local_s=60.0), THERE_FIRST, "score", "does not pay"),
         (facts("cascade", sticky=True), THERE_FIRST, "stickiness", "was escalated"),
@@ -120,6 +121,14 @@ def test_no_policy_asks_a_remote_against_a_verdict(policy: str, kind: str) -> No
     assert made.remotes == ()
 
 
+def test_only_what_is_decided_before_the_answer_probes_and_only_once() -> None:
+    probing = [policy for policy in POLICIES if decide(facts(policy)).probe]
+    assert probing == ["route", "auto"]
+    assert not any(decide(facts(policy, probed=True)).probe for policy in POLICIES)
+    assert not any(decide(facts(policy, p_before=0.5)).probe for policy in POLICIES)
+    assert not any(decide(facts(policy, has_pack=False)).probe for policy in POLICIES)
+
+
 def test_remotes_that_cannot_are_left_out_and_the_rest_keeps_its_order() -> None:
     made = decide(facts("prefer-remote", remotes=(DOWN, RemoteFacts("b"), SHORT, RemoteFacts("d"))))
     assert made.remotes == (1, 3)
@@ -127,7 +136,7 @@ def test_remotes_that_cannot_are_left_out_and_the_rest_keeps_its_order() -> None
 
 def test_the_bar_of_auto_falls_as_the_remote_grows_dearer() -> None:
     bars = [
-        decide(facts("auto", remotes=(RemoteFacts("big", cost_usd=usd),))).bar
+        decide(facts("auto", probed=True, remotes=(RemoteFacts("big", cost_usd=usd),))).bar
         for usd in (0.0, 0.002, 0.005, 1.0)
     ]
     highs = [bar.high for bar in bars if bar is not None]

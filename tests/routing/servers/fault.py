@@ -1,7 +1,9 @@
 """A server that misbehaves in a named way: python fault.py, then http://127.0.0.1:PORT/NAME/v1.
 
 Prints one JSON line with its ports; a GET on the `side` port tells, for each name, how many
-requests came, what they held, and how many connections are still open. Ends with its stdin. The names are in misbehave.py; three more faults are ports of their own: refusing, hanging, silent.
+requests came, what they held, and how many connections are still open. Ends with its stdin.
+The names are in misbehave.py; more faults are ports of their own: refusing, hanging, silent,
+plaintext.
 """
 
 from __future__ import annotations
@@ -25,9 +27,20 @@ async def serve(exchange: Exchange) -> None:
     mine["headers"].append(exchange.headers)
     mine["bodies"].append(exchange.body.decode("utf-8", "replace"))
     try:
-        await FAULTS[name_of(exchange)](exchange)
+        await FAULTS[name_of(exchange).partition("~")[0]](exchange)
     finally:
         mine["open"] -= 1
+
+
+async def plaintext_port() -> int:
+    """A port that answers at once and in the clear, whatever it is told."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 No TLS here\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    return int(server.sockets[0].getsockname()[1])
 
 
 def hanging_port() -> tuple[int, list[socket.socket]]:
@@ -63,6 +76,7 @@ async def main() -> None:
     ports = {"main": await plain.listen(serve, count, count_connection)}
     ports["tls"] = await plain.listen(serve, count, count_connection, ssl=context)
     ports["silent"] = await plain.listen(silent, count, count_connection)
+    ports["plaintext"] = await plaintext_port()
     ports["hanging"], kept = hanging_port()
     ports["refusing"], taken = refusing_port()
     ports["side"] = await plain.listen_for_questions(lambda: seen)

@@ -137,6 +137,7 @@ async def reset(exchange: Exchange) -> None:
     await say(exchange, ANSWER[:3], None)
     sock = exchange.writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    await asyncio.sleep(0.05)
     exchange.writer.transport.abort()
 
 
@@ -188,6 +189,14 @@ async def halves(exchange: Exchange) -> None:
     await exchange.event_stream()
     await exchange.event('{"choices":[{"delta":{"content":"a\\ud83d"}}]}')
     await exchange.event('{"choices":[{"delta":{"content":"\\ude00b"},"finish_reason":"stop"}]}')
+    await close(exchange)
+
+
+async def echo(exchange: Exchange) -> None:
+    """Says the prefix again before it goes on, in pieces of its own, as llama.cpp's server does."""
+    prefix = json.loads(exchange.body)["messages"][-1]["content"]
+    await exchange.event_stream()
+    await say(exchange, [prefix[:5], prefix[5:] + ANSWER[0], *ANSWER[1:]])
     await close(exchange)
 
 
@@ -334,6 +343,7 @@ FAULTS: dict[str, Callable[[Exchange], Awaitable[None]]] = {
     "only-malformed": only_malformed,
     "spread": spread,
     "halves": halves,
+    "echo": echo,
     "json": json_instead,
     "web-page": web_page,
     "broken-json": broken_json,
@@ -361,4 +371,5 @@ FAULTS: dict[str, Callable[[Exchange], Awaitable[None]]] = {
 
 
 def name_of(exchange: Exchange) -> str:
+    """The first part of the path. It may be FAULT~ANYTHING, to be counted by itself."""
     return exchange.path.split("/")[1] if exchange.path.count("/") >= 2 else ""
