@@ -217,6 +217,10 @@ class LocalBackend:
         plan = self.bundle.plan(context_tokens)
         return replace(plan, available_mb=plan.available_mb + detect.rss_mb())
 
+    def forget(self) -> None:
+        """Empty the cache: the next answer prefills its whole prompt."""
+        self._cache.tokens.clear()
+
     def close(self) -> None:
         """Free the weights and the cache. Closing twice is fine."""
         self._session = None
