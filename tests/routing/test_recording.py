@@ -61,7 +61,7 @@ def test_a_recording_gives_back_what_was_answered(tmp_path: Path) -> None:
         meta = json.loads(str(found["meta"][0]))
         wanted = np.frombuffer(base64.b64decode(written[3]["hidden"]), np.float16)
         close = found["answer_mean"][3] - wanted.reshape(3, WIDTH)[2]
-        assert np.abs(close).max() <= 0.07 * found["answer_mean"].std(axis=0).max()
+        assert np.abs(close).max() <= 0.13 * found["answer_mean"].std(axis=0).max()
     assert meta["model"] == "tiny"
 
 

@@ -20,9 +20,9 @@ from items import Item
 from numpy.typing import NDArray
 
 HIDDEN = ("prompt_last", "prompt_mean", "answer_mean")
-# Hidden states are rounded to this share of their column's standard deviation: it adds 4 % of
-# noise to a number and halves the file.
-HIDDEN_STEP = 1 / 8
+# Hidden states are rounded to this share of their column's standard deviation, and lie column by
+# column: noise of 7 % of it (1/4 / sqrt(12)), for less than half of the bytes.
+HIDDEN_STEP = 1 / 4
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -93,7 +93,7 @@ def _offsets(lengths: Sequence[int]) -> NDArray[np.int32]:
 def _rounded(states: NDArray[np.float32]) -> NDArray[np.float16]:
     step = np.maximum(states.std(axis=0) * HIDDEN_STEP, 1e-6)
     rounded: NDArray[np.float16] = (np.round(states / step) * step).astype(np.float16)
-    return rounded
+    return np.asfortranarray(rounded)
 
 
 def text_of(recorded: Mapping[str, Any], i: int) -> str:
