@@ -25,6 +25,7 @@ from edgellm.device.memory import MemoryPlan
 from edgellm.errors import ContextFull, EdgellmError
 from edgellm.runtime.cache import KVCache
 from edgellm.runtime.decode import decode, prefill
+from edgellm.runtime.observe import Watcher, make_describe
 from edgellm.runtime.opened import OpenedBundle, open_folder
 from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.sampling import make_sampler
@@ -172,10 +173,13 @@ class LocalBackend:
         cached = self._cache.keep_common(ids)
         self._cache.reserve(len(ids) + room)
         yield Start(self.name, len(ids), cached, (*self._notices, *notices))
-        logits = prefill(session, self._cache, ids[cached:])
+        watched = Watcher(session, len(ids)) if request.observe and session.shows_hidden else None
+        through = watched or session
+        logits = prefill(through, self._cache, ids[cached:])
         course.prefilled = time.perf_counter()
         eos = self.bundle.defaults.eos_token_ids
-        tokens = decode(session, self._cache, logits, sampler, eos, room, request.logprobs)
+        describe = make_describe(request.logprobs, request.observe)
+        tokens = decode(through, self._cache, logits, sampler, eos, room, describe)
         text = self.bundle.tokenizer
         stopped = yield from deltas(
             course.follow(tokens),
@@ -194,6 +198,7 @@ class LocalBackend:
                 peak_rss_mb=detect.peak_rss_mb(),
                 predicted_mb=plan.total_mb,
             ),
+            hidden=watched.hidden() if watched else None,
         )
 
     def _room(self, prompt_tokens: int, wanted: int) -> tuple[int, tuple[str, ...]]:
@@ -216,6 +221,10 @@ class LocalBackend:
         """The plan for a context, against what this process has already and what is left."""
         plan = self.bundle.plan(context_tokens)
         return replace(plan, available_mb=plan.available_mb + detect.rss_mb())
+
+    def forget(self) -> None:
+        """Empty the cache: the next answer prefills its whole prompt."""
+        self._cache.tokens.clear()
 
     def close(self) -> None:
         """Free the weights and the cache. Closing twice is fine."""

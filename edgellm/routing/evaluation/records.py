@@ -70,7 +70,7 @@ def read(folder: Path, precision: str) -> Records:
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return Records(json.loads(str(arrays["meta"])), tuple(_graded(items, arrays)))
+        return Records(json.loads(str(arrays["meta"][0])), tuple(_graded(items, arrays)))
     except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
         raise Corrupt(f"{path} is not a recording: {error!r}; record it again") from error
 
@@ -91,7 +91,7 @@ def read_items(path: Path) -> list[dict[str, Any]]:
 def _graded(
     items: Sequence[Mapping[str, Any]], arrays: Mapping[str, NDArray[Any]]
 ) -> Iterable[Graded]:
-    offsets, texts = arrays["offsets"], arrays["text"]
+    offsets, ends, texts = arrays["offsets"], arrays["text_offsets"], arrays["text"].tobytes()
     if len(offsets) != len(items) + 1:
         raise ValueError(f"{len(offsets) - 1} answers for {len(items)} items")
     hidden = "answer_mean" in arrays
@@ -112,7 +112,7 @@ def _graded(
             tokens,
             FINISH[int(arrays["finish"][i])],
             states,
-            str(texts[i]),
+            texts[int(ends[i]) : int(ends[i + 1])].decode(),
         )
         yield Graded(
             item["id"], item["family"], item["level"], item["template"], item["split"],
