@@ -45,6 +45,7 @@ class Decision:
     answer_text: str | None
     shadow_agrees: bool | None
     attempts: tuple[Mapping[str, Any], ...]
+    signals: Mapping[str, float]
     feedback: int | None
 
 
@@ -134,11 +135,14 @@ def _same(ours: str, theirs: str) -> bool:
 
 
 def _decision(row: dict[str, Any]) -> Decision:
-    row.pop("signals")
+    signals = json.loads(row.pop("signals") or "{}")
     attempts = tuple(json.loads(row.pop("attempts")))
     agrees = row.pop("shadow_agrees")
     return Decision(
-        attempts=attempts, shadow_agrees=None if agrees is None else bool(agrees), **row
+        attempts=attempts,
+        signals=signals,
+        shadow_agrees=None if agrees is None else bool(agrees),
+        **row,
     )
 
 
