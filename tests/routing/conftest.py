@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 # importmode=importlib leaves these folders out of the path; the evaluation set is a program's part.
-HERE = Path(__file__).parent
-sys.path += [str(HERE), str(HERE / "servers"), str(HERE.parent / "benchmarks" / "router")]
+sys.path += [
+    str(Path(__file__).parent),
+    str(Path(__file__).parent / "servers"),
+    str(Path(__file__).parent.parent / "benchmarks" / "router"),
+]
 
 from launch import Served, serve_faults
 

@@ -94,7 +94,7 @@ def decisions(count: int, seed: int = 0) -> list[Decision]:
         found.append(
             Decision(
                 f"{i}", float(i), "s", "shadow", "", "remote" if remote else "local", None, p, 0.5,
-                0.01 if remote else 0.0, "", "", None, None, None, (), 1 if good else -1,
+                0.01 if remote else 0.0, "", "", None, None, None, (), {}, 1 if good else -1,
             )
         )  # fmt: skip
     return found

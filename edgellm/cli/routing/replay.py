@@ -46,7 +46,7 @@ def line(found: Replay) -> str:
     if found.good is not None:
         good = f"{found.good:.1%} from {found.counted} verdicts (worth {found.effective:.0f})"
     return (
-        f"threshold {found.threshold:.2f}: {found.escalated:.1%} of {found.decisions} to the remote "
+        f"threshold {found.threshold:.2f}: {found.escalated:.1%} of {found.decisions} sent "
         f"(was {found.before_escalated:.1%}), ${found.cost_usd:.4f} (was "
         f"${found.before_cost_usd:.4f}), good answers: {good}"
     )
