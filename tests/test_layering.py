@@ -57,7 +57,6 @@ EXPORT_EXCEPTIONS = {
 # Who may reach the exporter; only inside a function, so that it stays optional.
 EXPORT_DOORS = ("edgellm.cli", "edgellm.hub")
 
-HTTP = "httpcore httpx httpx2 requests aiohttp urllib3 urllib.request http.client".split()
 OWNERS = {
     "onnxruntime": ("edgellm.runtime.session", "edgellm.runtime.providers"),
     "click": ("edgellm.cli",),
@@ -72,7 +71,16 @@ OWNERS = {
     "huggingface_hub": ("edgellm.hub",),
     "ray": ("edgellm.batch",),
     **dict.fromkeys(
-        HTTP,
+        (
+            "httpcore",
+            "httpx",
+            "httpx2",
+            "requests",
+            "aiohttp",
+            "urllib3",
+            "urllib.request",
+            "http.client",
+        ),
         ("edgellm.routing.remote", "edgellm.hub"),
     ),
 }
