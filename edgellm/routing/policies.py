@@ -34,13 +34,13 @@ REFUSALS: dict[Authority, type[EdgellmError]] = {
 
 @dataclass(frozen=True, slots=True)
 class RemoteFacts:
-    """One remote, and what speaks against it: a reason, or None."""
+    """One remote, and what speaks against it: a reason, or None. `cost_usd` None: unknown."""
 
     name: str
     down: str | None = None
     over_budget: str | None = None
     incapable: str | None = None
-    cost_usd: float = 0.0
+    cost_usd: float | None = 0.0
 
     def obstacle(self) -> tuple[Authority, str] | None:
         """The obstacle of the highest authority."""
@@ -184,7 +184,12 @@ def _before(facts: Facts, usable: tuple[int, ...]) -> Decision:
 
 def _worthwhile(facts: Facts, usable: tuple[int, ...]) -> Decision:
     """`auto`: whatever is expected to be worth most, before the answer and while it grows."""
-    cost_usd, worth, p_before = facts.remotes[usable[0]].cost_usd, facts.worth, facts.p_before
+    remote, worth, p_before = facts.remotes[usable[0]], facts.worth, facts.p_before
+    cost_usd = remote.cost_usd
+    if cost_usd is None:
+        # Unknown is not free.
+        reason = f"auto: the price of {remote.name} is not known, so it is asked only if this fails"
+        return Decision(("local", "remote"), "score", reason, usable)
     bar = worth.bar(cost_usd, facts.remote_s)
     if p_before is not None and worth.skips_local(
         p_before, cost_usd, facts.local_s, facts.remote_s

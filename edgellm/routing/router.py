@@ -7,6 +7,7 @@ The default policy is local-only: then nobody but the local model is as much as 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -50,7 +51,8 @@ LIKELY_ANSWER_TOKENS = 256
 class Router:
     """Answers here or elsewhere. A Router is a Backend, so one may stand where `local` stands.
 
-    remotes: descriptions (`edgellm.Remote`), or what can be asked already; lower tiers come first.
+    remotes: descriptions (`edgellm.Remote`), or what can be asked already; lower tiers come first,
+    the cheaper ones within a tier.
     policy: a policy's name, or RouterOptions where more is to be said. UsageError where remotes
     come without the guard that alone may ask them. `route`, `cascade` and `auto` escalate nothing
     without `confidence`, a pack bound to the local model.
@@ -68,7 +70,7 @@ class Router:
     ) -> None:
         if remotes and guard is None:
             raise UsageError("a router with remotes needs a privacy guard: guard=...")
-        in_order = tuple(sorted(_opened(remotes), key=lambda remote: remote.options.tier))
+        in_order = tuple(sorted(_opened(remotes), key=_rank))
         self.options = policy if isinstance(policy, RouterOptions) else RouterOptions(policy)
         self._parts = Parts(local, in_order, confidence, guard, budget, ledger)
         self._kept = kept(self.options, confidence)
@@ -76,7 +78,7 @@ class Router:
         self._sticky = Stickiness()
         self._chance = random.Random(self.options.seed)
         self._shadows = Shadows()
-        _check_remotes(self.options, in_order)
+        _check(self.options, self._parts)
 
     def with_policy(self, policy: Policy) -> Router:
         """The same router under another policy, for one request or for all to come.
@@ -85,7 +87,7 @@ class Router:
         """
         other = copy(self)
         other.options = replace(self.options, policy=policy)
-        _check_remotes(other.options, self._parts.remotes)
+        _check(other.options, self._parts)
         return other
 
     @property
@@ -162,7 +164,7 @@ class Router:
             down=_down(card, remote.wait_s()),
             over_budget=budget.denial(card, most, request.max_tokens) if budget else None,
             incapable=_incapable(card, request, prefix),
-            cost_usd=card.price.cost_usd(likely) if card.price is not None else 0.0,
+            cost_usd=None if card.price is None else card.price.cost_usd(likely),
         )
 
     def _answer(
@@ -235,11 +237,18 @@ def _opened(remotes: Sequence[Remote | RemoteOptions]) -> list[Remote]:
     ]
 
 
-def _check_remotes(options: RouterOptions, remotes: Sequence[Remote]) -> None:
-    if options.policy != "local-only" and not remotes:
-        raise UsageError(
-            f"policy {options.policy} needs a remote: --remote URL --remote-model NAME"
-        )
+def _rank(remote: Remote) -> tuple[int, float]:
+    """Lower tiers first, then the cheaper; an unknown price comes last."""
+    card, typical = remote.options, Usage(1000, LIKELY_ANSWER_TOKENS)
+    return card.tier, math.inf if card.price is None else card.price.cost_usd(typical)
+
+
+def _check(options: RouterOptions, parts: Parts) -> None:
+    policy = options.policy
+    if policy != "local-only" and not parts.remotes:
+        raise UsageError(f"policy {policy} needs a remote: --remote URL --remote-model NAME")
+    if policy == "shadow" and parts.ledger is None:
+        raise UsageError("policy shadow needs a ledger, without which nothing would be learnt")
 
 
 def _down(card: Card, wait_s: float) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -12,10 +13,11 @@ REMEMBERED = 256
 
 
 class Stickiness:
-    """How many further turns of a conversation start remotely."""
+    """How many further turns of a conversation start remotely. Threads may share one."""
 
     def __init__(self) -> None:
         self._turns_left: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
 
     def left(self, request: Request) -> int:
         """The turns left for the conversation that this request goes on with."""
@@ -27,10 +29,11 @@ class Stickiness:
         if not request.messages or turns <= 0:
             return
         key = _key(request.messages)
-        self._turns_left[key] = turns
-        self._turns_left.move_to_end(key)
-        while len(self._turns_left) > REMEMBERED:
-            self._turns_left.popitem(last=False)
+        with self._lock:
+            self._turns_left[key] = turns
+            self._turns_left.move_to_end(key)
+            while len(self._turns_left) > REMEMBERED:
+                self._turns_left.popitem(last=False)
 
 
 def _key(messages: Sequence[Message]) -> int:

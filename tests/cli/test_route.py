@@ -140,6 +140,14 @@ def test_a_wrong_choice_is_refused_before_a_model_is_loaded(
         assert words in result.err
 
 
+def test_a_shadow_that_nobody_would_look_at_is_refused(
+    edgellm: Run, server: Served, remote: tuple[str, ...]
+) -> None:
+    result = edgellm("run", "m", "hello", "--route", "shadow", *remote)
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert server.state()["received_bytes"] == 0
+
+
 def test_chat_shows_a_badge_and_changes_its_policy(edgellm: Run, remote: tuple[str, ...]) -> None:
     script = b"/route\nhello\n/route prefer-remote\nhello\n/route\n/route local-only\nhello\n"
     result = edgellm("chat", "m", *remote, stdin=script)

@@ -10,6 +10,7 @@ from router_fakes import (
     FakeGuard,
     FakeLedger,
     FakePack,
+    FakePrice,
     FakeRemote,
     Voice,
     broken,
@@ -287,6 +288,30 @@ def test_remotes_are_asked_by_tier_until_one_answers() -> None:
     shown = read(router)
     assert shown.text == "huge"
     assert "big did not answer" in shown.route.reason
+
+
+def test_within_a_tier_the_cheaper_remote_is_asked_first() -> None:
+    cards = [
+        FakeCard("unknown", price=None),
+        FakeCard("dear", price=FakePrice(9.0)),
+        FakeCard("cheap", price=FakePrice(1.0)),
+        FakeCard("first", tier=-1, price=None),
+    ]
+    router = Router(local(), [FakeRemote(remote(), card) for card in cards], guard=FakeGuard())
+    assert router.remotes == ("first", "cheap", "dear", "unknown")
+
+
+def test_a_price_that_is_not_known_is_not_free() -> None:
+    guard = FakeGuard()
+    remotes = [FakeRemote(remote(), FakeCard(price=None))]
+    shown = read(Router(local(), remotes, "auto", FakePack(UNSURE, UNSURE), guard))
+    assert (shown.text, guard.sent) == (SMALL, [])
+    assert "the price of big is not known" in shown.route.reason
+
+
+def test_a_shadow_without_a_ledger_is_refused() -> None:
+    with pytest.raises(UsageError, match="ledger"):
+        Router(local(), [FakeRemote(remote())], "shadow", guard=FakeGuard())
 
 
 def test_a_remote_that_rests_is_not_asked() -> None:
