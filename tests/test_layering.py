@@ -77,7 +77,16 @@ OWNERS = {
     "huggingface_hub": ("edgellm.hub",),
     "ray": ("edgellm.batch",),
     **dict.fromkeys(
-        ("httpx", "httpx2", "requests", "aiohttp", "urllib3", "urllib.request", "http.client"),
+        (
+            "httpcore",
+            "httpx",
+            "httpx2",
+            "requests",
+            "aiohttp",
+            "urllib3",
+            "urllib.request",
+            "http.client",
+        ),
         ("edgellm.routing.remote", "edgellm.hub"),
     ),
 }

@@ -94,8 +94,11 @@ def _export(job: Job, out: Path, notice: Notice, steps: Steps) -> Manifest:
         source=dataclasses.replace(job.origin, licence=job.origin.licence or checkpoint.licence),
         shape=shape,
         graphs={
-            kind: GraphFile(kind, f"onnx/{path.name}", f"onnx/{data.path.name}")
-            for kind, path in (("native", drawn.native), ("portable", drawn.portable))
+            kind: GraphFile(kind, f"onnx/{path.name}", f"onnx/{data.path.name}", probed)
+            for kind, path, probed in (
+                ("native", drawn.native, io.probe_layer(shape.num_hidden_layers)),
+                ("portable", drawn.portable, None),
+            )
         },
         files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
         recipe=_recipe_record(job, chosen, found),

@@ -80,6 +80,8 @@ def test_a_bundle_has_the_files_of_the_contract_and_no_other(
     assert made.graphs["portable"].path == f"onnx/model{suffix}.onnx"
     assert {graph.data for graph in made.graphs.values()} == {f"onnx/model{suffix}.onnx_data"}
     assert made.recipe["name"] == precision
+    layers = {kind: graph.hidden_layer for kind, graph in made.graphs.items()}
+    assert layers == {"native": 1, "portable": None}
 
 
 def test_the_manifest_tells_the_truth(gguf: Path, tmp_path: Path) -> None:
