@@ -27,7 +27,7 @@ Float64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 # Standardised hidden states are many and the graded answers few: a heavy penalty.
-PROBE_RIDGE = 300.0
+PROBE_RIDGE = 100.0
 FOLDS = 5
 # A prompt is near when it is as close to a graded one as this share of those are to each other.
 NEAR_SHARE = 0.95
@@ -135,7 +135,7 @@ def fit(material: Material, with_probe: bool) -> Fusion:
 
 
 def fit_tokens(features: Float64, correct: Bools) -> Tokens:
-    return Tokens(logistic.fit(features, correct, ridge=10.0), boosted.fit(features, correct))
+    return Tokens(logistic.fit(features, correct, ridge=30.0), boosted.fit(features, correct))
 
 
 Score = Callable[[Material], Float64]
