@@ -150,3 +150,15 @@ def test_a_replaced_answer_does_not_leak_what_was_held_back() -> None:
     events: list[Event] = [Delta("see [CAR"), Replace("again"), Delta("fine"), DONE]
     shown = list(Mask().restored(events))
     assert [e.text for e in shown if isinstance(e, Delta)] == ["see ", "fine"]
+
+
+def test_a_conversation_is_known_again_though_other_passages_are_sent() -> None:
+    guard = Guard()
+    whole = Request.user("a long document, and a question")
+    assert guard.judge(Request.user("card 4111 1111 1111 1111"), whole).kind == "pin-local"
+    later = Request(
+        messages=(*whole.messages, Message("assistant", "so"), Message("user", "and more?"))
+    )
+    verdict = guard.judge(Request.user("other passages"), later)
+    assert (verdict.kind, "earlier in this conversation" in verdict.why) == ("pin-local", True)
+    assert guard.judge(Request.user("other passages")).kind == "allow"
