@@ -24,6 +24,7 @@ from edgellm.errors import Corrupt, Incompatible
 T = TypeVar("T")
 
 FORMAT = 1
+SHARED, CONCAT = "shared", "concat"
 MANIFEST_NAME = "edgellm.json"
 # A manifest is a few kB; a larger one is not ours and is not worth parsing.
 MANIFEST_LIMIT_BYTES = 4 << 20
@@ -55,11 +56,16 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """`kind` is "portable" (standard inputs) or "native" (row-selected logits, see runtime)."""
+    """`kind` is "portable" (standard inputs) or "native" (row-selected logits, see runtime).
+
+    `cache` is SHARED where the graph writes keys and values into the caller's memory, CONCAT where
+    it returns longer ones.
+    """
 
     kind: str
     path: str
     data: str
+    cache: str = SHARED
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,13 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        raw = asdict(self)
+        for graph in raw["graphs"].values():
+            # Left out where it says nothing new: a version without this field reads those
+            # bundles, and refuses the others for what it does not know.
+            if graph["cache"] == SHARED:
+                del graph["cache"]
+        return json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
 
 
 def read(folder: Path) -> Manifest:
@@ -157,6 +169,8 @@ def _graph(raw: Any) -> Graph:
     graph = Graph(**raw)
     inside(graph.path)
     inside(graph.data)
+    if graph.cache not in (SHARED, CONCAT):
+        raise Incompatible(f"cache kind {graph.cache!r} is not known to this version; update it")
     return graph
 
 

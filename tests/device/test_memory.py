@@ -141,3 +141,16 @@ def test_the_mlp_width_follows_from_the_parameter_count() -> None:
 def test_a_file_of_known_size_is_estimated(file_mb: float, resident_mb: float) -> None:
     weights = memory.estimate_weights(int(file_mb * 1e6), SMOLLM2)
     assert weights.resident / 1e6 == pytest.approx(resident_mb, rel=0.15)
+
+
+def test_a_cache_that_grows_by_concatenation_is_there_several_times() -> None:
+    one = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 8000, 128, 1e6)
+    four = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 8000, 128, 1e6, caches=4)
+    assert four.kv_mb == pytest.approx(4 * one.kv_mb)
+    assert four.total_mb - one.total_mb == pytest.approx(3 * one.kv_mb)
+    tight = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 8000, 128, one.total_mb, caches=4)
+    exact = memory.plan(
+        SMOLLM2, SMOLLM2_WEIGHTS, tight.largest_context_tokens, 128, one.total_mb, caches=4
+    )
+    assert 0 < tight.largest_context_tokens < 2001
+    assert exact.fits
