@@ -48,7 +48,7 @@ EXPORT_EXCEPTIONS = {
     ),
     "edgellm_export.verify": (
         "edgellm.bundle",
-        "edgellm.runtime.cache",
+        "edgellm.runtime.concat",
         "edgellm.runtime.options",
         "edgellm.runtime.session",
         "edgellm.stream",

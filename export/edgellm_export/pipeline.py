@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from edgellm.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Shape, Source
 from edgellm.bundle.manifest import Graph as GraphFile
 from edgellm.errors import StorageFailed
-from edgellm_export import arch, io, verify
+from edgellm_export import arch, io, optimum, verify
 from edgellm_export.arch import Architecture
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.checkpoint.lora import REQUANTIZED, LoraCheckpoint
@@ -33,7 +34,8 @@ PRODUCER = "edgellm 0.1.0"
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to export. `recipe` None: what suits the source (see `default_recipe`); `sampling`: keys
-    of generation_config.json that the source may lack; `lora`: folder of an adapter to merge."""
+    of generation_config.json that the source may lack; `lora`: folder of an adapter to merge;
+    `tracer`: the Python that has optimum, for architectures without a builder of ours."""
 
     source: Path
     recipe: Recipe | None
@@ -42,6 +44,7 @@ class Job:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     lora: Path | None = None
     calibration: Calibration | None = None
+    tracer: Path = Path(sys.executable)
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -67,6 +70,10 @@ def export_bundle(job: Job, out: Path, notice: Callable[[str], None] = silent) -
 
 
 def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
+    if optimum.serves(job.source):
+        from edgellm_export.optimum.pipeline import export_traced
+
+        return export_traced(job, out, notice)
     checkpoint = _open(job)
     architecture = arch.find(checkpoint.config["model_type"])
     graphs = out / "onnx"
@@ -97,10 +104,10 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
             kind: GraphFile(kind, f"onnx/{path.name}", f"onnx/{data.path.name}")
             for kind, path in (("native", drawn.native), ("portable", drawn.portable))
         },
-        files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
+        files=records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
         recipe=_recipe_record(job, chosen, found),
         self_check=report.to_json(),
-        weight_bytes=_weight_bytes(store.places),
+        weight_bytes=weight_bytes(store.places),
     )
     (out / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
@@ -188,7 +195,7 @@ def _calibrated(
     return dataclasses.replace(chosen, matrices={**chosen.matrices, **found.matrices}), found
 
 
-def _records(folder: Path, known: Mapping[Path, FileRecord]) -> dict[str, FileRecord]:
+def records(folder: Path, known: Mapping[Path, FileRecord]) -> dict[str, FileRecord]:
     """Bytes and sha256 of every file in the folder, by its path inside."""
     records = {}
     for path in sorted(folder.rglob("*")):
@@ -203,7 +210,7 @@ def _record(path: Path) -> FileRecord:
         return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _weight_bytes(places: Mapping[str, Place]) -> dict[str, int]:
+def weight_bytes(places: Mapping[str, Place]) -> dict[str, int]:
     """What the weights take once loaded, for the memory plan (device.memory.WeightBytes)."""
     sizes = dict.fromkeys(("codes", "blocks", "floats", "dense", "largest"), 0)
     for stored in {id(place.stored): place.stored for place in places.values()}.values():

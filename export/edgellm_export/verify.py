@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from edgellm.bundle import template, tokenizer
-from edgellm.bundle.manifest import Shape
+from edgellm.bundle.manifest import SHARED, Graph, Shape
 from edgellm.errors import EdgellmError
-from edgellm.runtime.cache import KVCache
+from edgellm.runtime.concat import open_graph
 from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.session import Session, load_onnxruntime
 from edgellm.stream import Message
@@ -81,7 +81,11 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A bundle that is complete but for its manifest. `exact_graph` computes in float32."""
+    """A bundle that is complete but for its manifest. `exact_graph` computes in float32.
+
+    `cache` is the graphs' kind of it; `expected` gives the logits (T, V) of the stored weights
+    where there is no numpy forward pass.
+    """
 
     folder: Path
     native: Path
@@ -91,6 +95,8 @@ class Candidate:
     data: DataFile
     stored: StoredWeights
     places: Mapping[str, Place]
+    cache: str = SHARED
+    expected: Callable[[Sequence[int]], Float32] | None = None
 
 
 def check(candidate: Candidate, checkpoint: Checkpoint, notice: Callable[[str], None]) -> Report:
@@ -98,19 +104,19 @@ def check(candidate: Candidate, checkpoint: Checkpoint, notice: Callable[[str], 
     _check_file(candidate.data)
     exact, rms = _check_weights(candidate, checkpoint)
     ids = _check_text(candidate, notice)[:TOKENS]
-    expected = reference.forward(checkpoint.config, candidate.stored, ids)  # (T, V)
+    expected = _expected(candidate, checkpoint, ids)  # (T, V)
     scale = float(np.abs(expected).max())
     # With float32 activations first: the odd last bit, rounded to int8, is no last bit any more.
-    exact_session = _session(candidate.exact_graph, candidate.shape)
-    float32 = _all_rows(exact_session, candidate.shape, ids)
+    exact_session = _session(candidate.exact_graph, candidate)
+    float32 = _all_rows(exact_session, ids)
     error = _within("logits", np.abs(float32 - expected).max() / scale, LIMIT)
     pieces = _in_pieces(exact_session, candidate.shape, ids)
     cache = _within("KV cache", np.abs(pieces - float32).max() / scale, LIMIT)
     del exact_session
-    fast = _all_rows(_session(candidate.native, candidate.shape), candidate.shape, ids)
-    kl, top1 = _distance(expected, fast)
+    fast = _all_rows(_session(candidate.native, candidate), ids)
+    kl, top1 = distance(expected, fast)
     _within("logits with int8 activations (KL)", kl, ACTIVATIONS_KL_LIMIT)
-    portable = _portable(candidate.portable, candidate.shape, ids)
+    portable = standard_logits(candidate.portable, candidate.shape, ids)
     portable_error = _within("portable graph", np.abs(portable - fast).max() / scale, LIMIT)
     return Report(
         tokens=len(ids),
@@ -195,18 +201,26 @@ def _check_text(candidate: Candidate, notice: Callable[[str], None]) -> list[int
     return ids
 
 
-def _session(graph: Path, shape: Shape) -> Session:
-    return Session(graph, shape, LoadOptions())
+def _session(graph: Path, candidate: Candidate) -> Session:
+    described = Graph("native", graph.name, candidate.data.path.name, cache=candidate.cache)
+    return open_graph(graph, described, candidate.shape, LoadOptions())
 
 
-def _all_rows(session: Session, shape: Shape, ids: Sequence[int]) -> Float32:
+def _expected(candidate: Candidate, checkpoint: Checkpoint, ids: Sequence[int]) -> Float32:
+    """What the stored weights compute, by a way that shares nothing with our graphs."""
+    if candidate.expected is not None:
+        return candidate.expected(ids)
+    return reference.forward(checkpoint.config, candidate.stored, ids)
+
+
+def _all_rows(session: Session, ids: Sequence[int]) -> Float32:
     """Logits (T, V) from an empty cache."""
-    return session.forward(ids, range(len(ids)), KVCache(shape, len(ids))).copy()
+    return session.forward(ids, range(len(ids)), session.new_cache(len(ids))).copy()
 
 
 def _in_pieces(session: Session, shape: Shape, ids: Sequence[int]) -> Float32:
     """The same (T, V), fed as a chunk, a wrong turn that is rolled back, and single tokens."""
-    cache = KVCache(shape, len(ids))
+    cache = session.new_cache(len(ids))
     half = len(ids) // 2
     rows = [session.forward(ids[:half], range(half), cache).copy()]
     wrong = (ids[half] + 1) % shape.vocab_size
@@ -217,19 +231,21 @@ def _in_pieces(session: Session, shape: Shape, ids: Sequence[int]) -> Float32:
     return np.concatenate(rows)
 
 
-def _portable(graph: Path, shape: Shape, ids: Sequence[int]) -> Float32:
-    """Logits (T, V) of the portable graph, run as any other program would."""
+def standard_logits(graph: Path, shape: Shape, ids: Sequence[int]) -> Float32:
+    """Logits (T, V) of a graph with standard inputs, run as any other program would."""
     ort = load_onnxruntime()
     session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     empty = np.zeros((1, shape.num_key_value_heads, 0, shape.head_dim), np.float32)
-    feed = {name.name: empty for name in session.get_inputs()}
+    feed: dict[str, Any] = {name.name: empty for name in session.get_inputs()}
     feed["input_ids"] = np.array([ids], np.int64)
     feed["attention_mask"] = np.ones((1, len(ids)), np.int64)
+    if "position_ids" in feed:
+        feed["position_ids"] = np.arange(len(ids))[None]
     logits: Float32 = session.run(["logits"], feed)[0][0]
     return logits
 
 
-def _distance(expected: Float32, found: Float32) -> tuple[float, float]:
+def distance(expected: Float32, found: Float32) -> tuple[float, float]:
     """Mean KL(expected ‖ found) in nats, and how often both prefer the same token."""
     p, q = _log_softmax(expected), _log_softmax(found)
     kl = float((np.exp(p) * (p - q)).sum(axis=-1).mean())

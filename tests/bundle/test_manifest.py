@@ -28,11 +28,11 @@ def test_a_shared_cache_is_not_mentioned_and_is_what_a_reader_assumes() -> None:
 
 
 def test_a_growing_cache_comes_back() -> None:
-    raw = written(Graph("native", "onnx/a.onnx", "onnx/a.data", CONCAT))
+    raw = written(Graph("native", "onnx/a.onnx", "onnx/a.data", cache=CONCAT))
     assert manifest.parse(raw).graphs["native"].cache == CONCAT
 
 
 def test_a_cache_of_an_unknown_kind_is_refused() -> None:
-    raw = written(Graph("native", "onnx/a.onnx", "onnx/a.data", "paged"))
+    raw = written(Graph("native", "onnx/a.onnx", "onnx/a.data", cache="paged"))
     with pytest.raises(Incompatible, match="cache kind 'paged' is not known"):
         manifest.parse(raw)

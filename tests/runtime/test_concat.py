@@ -80,7 +80,8 @@ def write_graph(path: Path, rows: bool = False, extra: str | None = None) -> Pat
 @pytest.fixture(params=[False, True], ids=["all rows", "chosen rows"])
 def session(tmp_path: Path, request: pytest.FixtureRequest) -> Session:
     path = write_graph(tmp_path / "m.onnx", request.param)
-    return open_graph(path, Graph("native", "m.onnx", "d", CONCAT), SHAPE, LoadOptions(threads=1))
+    graph = Graph("native", "m.onnx", "d", cache=CONCAT)
+    return open_graph(path, graph, SHAPE, LoadOptions(threads=1))
 
 
 def close(found: np.ndarray, wanted: np.ndarray) -> bool:
