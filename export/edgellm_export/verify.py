@@ -237,10 +237,12 @@ def standard_logits(graph: Path, shape: Shape, ids: Sequence[int]) -> Float32:
     session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     empty = np.zeros((1, shape.num_key_value_heads, 0, shape.head_dim), np.float32)
     feed: dict[str, Any] = {name.name: empty for name in session.get_inputs()}
-    feed["input_ids"] = np.array([ids], np.int64)
-    feed["attention_mask"] = np.ones((1, len(ids)), np.int64)
-    if "position_ids" in feed:
-        feed["position_ids"] = np.arange(len(ids))[None]
+    given = {
+        "input_ids": np.array([ids], np.int64),
+        "attention_mask": np.ones((1, len(ids)), np.int64),
+        "position_ids": np.arange(len(ids), dtype=np.int64)[None],
+    }
+    feed |= {name: value for name, value in given.items() if name in feed}
     logits: Float32 = session.run(["logits"], feed)[0][0]
     return logits
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hand_traced
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
+from hand_traced import write_graph
 
 from edgellm.bundle.manifest import CONCAT, Graph, Shape
 from edgellm.errors import EdgellmError, Incompatible
@@ -19,67 +19,14 @@ from edgellm.runtime.session import Session
 
 V, N = 11, 4
 SHAPE = Shape("hand", 1, 1, 1, N, N, V, 64, 1)
-TABLE = np.random.default_rng(1).normal(size=(V, N)).astype(np.float32)
+MADE = hand_traced.hand(V, N, mixed=False)
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
-
-
-def expected(ids: list[int]) -> np.ndarray:
-    """Each token sees the mean of all so far, weighted by its position: logits (T, V)."""
-    weighted = TABLE[ids] * (1 + np.arange(len(ids)))[:, None]
-    sums = np.cumsum(weighted, axis=0) / (1 + np.arange(len(ids)))[:, None]
-    return sums.astype(np.float32) @ TABLE.T
-
-
-def write_graph(path: Path, rows: bool = False, extra: str | None = None) -> Path:
-    """Keys are the embeddings times 1 + position; values are the keys' negatives, unused."""
-    node, f32, i64 = helper.make_node, TensorProto.FLOAT, TensorProto.INT64
-    nodes = [
-        node("Gather", ["table", "input_ids"], ["embedded"]),
-        node("Squeeze", ["position_ids", "zero"], ["positions"]),
-        node("Cast", ["position_ids"], ["floats"], to=f32),
-        node("Add", ["floats", "one"], ["factor"]),
-        node("Unsqueeze", ["factor", "last"], ["wide"]),
-        node("Mul", ["embedded", "wide"], ["flat"]),
-        node("Unsqueeze", ["flat", "first"], ["key"]),
-        node("Neg", ["key"], ["value"]),
-        node("Concat", ["past_key_values.0.key", "key"], ["present.0.key"], axis=2),
-        node("Concat", ["past_key_values.0.value", "value"], ["present.0.value"], axis=2),
-        node("CumSum", ["present.0.key", "two"], ["sums"]),
-        node("Squeeze", ["sums", "first"], ["total"]),
-        node("Gather", ["total", "positions"], ["mine"], axis=1),
-        node("Div", ["mine", "wide"], ["mean"]),
-        *([node("Gather", ["mean", "logit_rows"], ["chosen"], axis=1)] if rows else []),
-        node("MatMul", ["chosen" if rows else "mean", "head"], ["logits"]),
-    ]
-    value = helper.make_tensor_value_info
-    inputs = [
-        value("input_ids", i64, ["b", "t"]),
-        value("position_ids", i64, ["b", "t"]),
-        *(value(f"past_key_values.0.{x}", f32, ["b", 1, "p", N]) for x in ("key", "value")),
-        *([value("logit_rows", i64, ["rows"])] if rows else []),
-        *([value(extra, i64, ["b"])] if extra else []),
-    ]
-    outputs = [
-        value("logits", f32, ["b", "r", V]),
-        *(value(f"present.0.{x}", f32, ["b", 1, "s", N]) for x in ("key", "value")),
-    ]
-    constants = {
-        "table": TABLE,
-        "head": np.ascontiguousarray(TABLE.T),
-        "one": np.array(1, np.float32),
-        "two": np.array(2, np.int64),
-        **{k: np.array([v], np.int64) for k, v in (("zero", 0), ("first", 1), ("last", -1))},
-    }
-    initializers = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "hand", inputs, outputs, initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    onnx.save(model, path)
-    return path
+expected = MADE.logits
 
 
 @pytest.fixture(params=[False, True], ids=["all rows", "chosen rows"])
 def session(tmp_path: Path, request: pytest.FixtureRequest) -> Session:
-    path = write_graph(tmp_path / "m.onnx", request.param)
+    path = write_graph(tmp_path / "m.onnx", MADE, rows=request.param)
     graph = Graph("native", "m.onnx", "d", cache=CONCAT)
     return open_graph(path, graph, SHAPE, LoadOptions(threads=1))
 
@@ -143,7 +90,7 @@ def test_a_run_that_fails_leaves_the_cache_as_it_was(session: Session) -> None:
 
 
 def test_a_graph_that_wants_more_is_refused_by_name(tmp_path: Path) -> None:
-    path = write_graph(tmp_path / "m.onnx", extra="token_type_ids")
+    path = write_graph(tmp_path / "m.onnx", MADE, extra="token_type_ids")
     with pytest.raises(Incompatible, match="wants token_type_ids"):
         ConcatSession(path, SHAPE, LoadOptions(threads=1))
 

@@ -15,7 +15,7 @@ from edgellm_export.optimum.model import Product, TracedModel
 from edgellm_export.store import WeightStore
 
 # Constants with fewer bytes stay in the graph: shapes, axes, scalars.
-INLINE_BYTES = 256
+INLINE_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
