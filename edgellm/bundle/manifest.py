@@ -24,6 +24,7 @@ from edgellm.errors import Corrupt, Incompatible
 T = TypeVar("T")
 
 FORMAT = 1
+SHARED, CONCAT = "shared", "concat"
 MANIFEST_NAME = "edgellm.json"
 # A manifest is a few kB; a larger one is not ours and is not worth parsing.
 MANIFEST_LIMIT_BYTES = 4 << 20
@@ -58,12 +59,15 @@ class Graph:
     """`kind` is "portable" (standard inputs) or "native" (row-selected logits, see runtime).
 
     `hidden_layer`: after how many layers the output hidden_states is taken; None: there is none.
+    `cache` is SHARED where the graph writes keys and values into the caller's memory, CONCAT where
+    it returns longer ones.
     """
 
     kind: str
     path: str
     data: str
     hidden_layer: int | None = None
+    cache: str = SHARED
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,14 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        raw = asdict(self)
+        for graph in raw["graphs"].values():
+            # Left out where they say nothing new: a version without these fields reads those
+            # bundles, and refuses the others for what it does not know.
+            for name, default in (("hidden_layer", None), ("cache", SHARED)):
+                if graph[name] == default:
+                    del graph[name]
+        return json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
 
 
 def read(folder: Path) -> Manifest:
@@ -164,6 +175,8 @@ def _graph(raw: Any) -> Graph:
     layer = graph.hidden_layer
     if layer is not None and (type(layer) is not int or layer < 1):
         raise Corrupt(f"hidden_layer must be a number of layers, got {layer!r}")
+    if graph.cache not in (SHARED, CONCAT):
+        raise Incompatible(f"cache kind {graph.cache!r} is not known to this version; update it")
     return graph
 
 

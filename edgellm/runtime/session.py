@@ -79,6 +79,10 @@ class Session:
         """What each execution provider carries."""
         return providers.placement(self._session)
 
+    def new_cache(self, capacity_tokens: int) -> KVCache:
+        """An empty cache of the kind that this graph uses."""
+        return KVCache(self.shape, capacity_tokens)
+
     def forward(self, ids: Sequence[int], rows: Sequence[int], cache: KVCache) -> Float32:
         """Logits (R, V) after the `rows` of the new `ids`, which join the cache.
 
@@ -107,7 +111,7 @@ class Session:
         try:
             self._session.run_with_iobinding(bound.binding)
         except Exception as error:
-            raise EdgellmError(f"the model could not be run: {_one_line(error)}") from error
+            raise cannot_run(error) from error
         cache.tokens.extend(ids)
         return bound
 
@@ -177,6 +181,11 @@ def _open(ort: ModuleType, graph: Path, provider: str, threads: int | None) -> A
     # Without this an error on an accelerator is retried on the CPU, silently.
     session.disable_fallback()
     return session
+
+
+def cannot_run(error: Exception) -> EdgellmError:
+    """What a run that failed is to the caller."""
+    return EdgellmError(f"the model could not be run: {_one_line(error)}")
 
 
 def _one_line(error: Exception) -> str:

@@ -34,8 +34,10 @@ def write_configs(
     shape: Shape,
     portable: str,
     sampling: Mapping[str, Any],
+    genai: bool = True,
 ) -> None:
-    """Every file that is not a graph, weights or the manifest; `portable` is the graph's path."""
+    """Every file that is not a graph, weights or the manifest; `portable` is the graph's path.
+    `genai`: onnxruntime-genai can run it."""
     text = checkpoint.text_files()
     generation = _generation(checkpoint.config, sampling, text.generation_config)
     tokenizer_json = _tokenizer_json(text.tokenizer_json)
@@ -43,7 +45,8 @@ def write_configs(
     _json(folder / "tokenizer_config.json", _tokenizer_config(text))
     _json(folder / "generation_config.json", generation)
     _json(folder / "config.json", _config(checkpoint, portable))
-    _json(folder / "genai_config.json", _genai(shape, portable, generation))
+    if genai:
+        _json(folder / "genai_config.json", _genai(shape, portable, generation))
     if text.chat_template is not None:
         (folder / "chat_template.jinja").write_text(text.chat_template, encoding="utf-8")
 

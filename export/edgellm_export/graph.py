@@ -24,7 +24,7 @@ from edgellm_export.data import Stored
 
 Value = ir.Value
 Dim = int | str
-Attribute = int | float | str | Sequence[int] | Sequence[float]
+Attribute = int | float | str | Sequence[int] | Sequence[float] | ir.Attr
 
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -57,6 +57,7 @@ class Graph:
 
     def __init__(self, name: str, data_file: str, accuracy_level: int = FAST) -> None:
         self.accuracy_level = accuracy_level
+        self.opset = OPSET
         # True: a quantized embedding is spelled in standard operators (blocks.embedding).
         self.spell_embedding = False
         self._name = name
@@ -161,7 +162,7 @@ class Graph:
             self._outputs,
             nodes=self._nodes,
             initializers=[value for value in self._initializers.values() if value.uses()],
-            opset_imports={"": OPSET, MICROSOFT: 1},
+            opset_imports={"": self.opset, MICROSOFT: 1},
             name=self._name,
         )
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgellm")

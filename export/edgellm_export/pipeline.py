@@ -6,7 +6,7 @@ The manifest is written last, so a folder without one is an export that did not 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,24 +16,25 @@ from edgellm.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Shape, 
 from edgellm.bundle.manifest import Graph as GraphFile
 from edgellm.errors import StorageFailed, UsageError
 from edgellm.version import version
-from edgellm_export import arch, io, verify
+from edgellm_export import arch, io, optimum, publish, verify
 from edgellm_export.arch import Architecture
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.checkpoint.lora import REQUANTIZED, LoraCheckpoint
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.configs import write_configs
-from edgellm_export.data import DataFile, Stored
+from edgellm_export.data import DataFile
 from edgellm_export.graph import EXACT, Graph
 from edgellm_export.progress import Notice, Steps, silent, uncounted
 from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate
 from edgellm_export.recipe import Integer, Keep, Recipe, Treatment, describe, recipe
-from edgellm_export.store import Place, StoredWeights, WeightStore, stored_suffix
+from edgellm_export.store import StoredWeights, WeightStore, stored_suffix
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to export. `recipe` None: what suits the source (see `default_recipe`); `sampling`: keys
-    of generation_config.json that the source may lack; `lora`: folder of an adapter to merge."""
+    of generation_config.json that the source may lack; `lora`: folder of an adapter to merge;
+    `tracer`: the Python that has optimum, for architectures without a builder of ours."""
 
     source: Path
     recipe: Recipe | None
@@ -42,6 +43,7 @@ class Job:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     lora: Path | None = None
     calibration: Calibration | None = None
+    tracer: Path = Path(sys.executable)
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -65,6 +67,10 @@ def export_bundle(
 
 
 def _export(job: Job, out: Path, notice: Notice, steps: Steps) -> Manifest:
+    if optimum.serves(job.source):
+        from edgellm_export.optimum.pipeline import export_traced
+
+        return export_traced(job, out, verify.Watch(notice, steps))
     checkpoint = _open(job)
     architecture = arch.find(checkpoint.config["model_type"])
     graphs = out / "onnx"
@@ -100,10 +106,10 @@ def _export(job: Job, out: Path, notice: Notice, steps: Steps) -> Manifest:
                 ("portable", drawn.portable, None),
             )
         },
-        files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
+        files=publish.records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
         recipe=_recipe_record(job, chosen, found),
         self_check=report.to_json(),
-        weight_bytes=_weight_bytes(store.places),
+        weight_bytes=publish.weight_bytes(store.places),
     )
     (out / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
@@ -214,37 +220,3 @@ def _calibrated(
     chosen = chosen.calibrated()
     found = calibrate(checkpoint, architecture, job.calibration, notice)
     return dataclasses.replace(chosen, matrices={**chosen.matrices, **found.matrices}), found
-
-
-def _records(folder: Path, known: Mapping[Path, FileRecord]) -> dict[str, FileRecord]:
-    """Bytes and sha256 of every file in the folder, by its path inside."""
-    records = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            name = path.relative_to(folder).as_posix()
-            records[name] = known.get(path) or _record(path)
-    return records
-
-
-def _record(path: Path) -> FileRecord:
-    with path.open("rb") as file:
-        return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _weight_bytes(places: Mapping[str, Place]) -> dict[str, int]:
-    """What the weights take once loaded, for the memory plan (device.memory.WeightBytes)."""
-    sizes = dict.fromkeys(("codes", "blocks", "floats", "dense", "largest"), 0)
-    for stored in {id(place.stored): place.stored for place in places.values()}.values():
-        if isinstance(stored, Stored):
-            sizes["floats"] += stored.nbytes
-            continue
-        sizes["largest"] = max(sizes["largest"], stored.values.nbytes)
-        if stored.scales is None:
-            sizes["dense"] += 4 * stored.shape[0] * stored.shape[1]
-            continue
-        blocks = stored.scales.shape[0] * stored.scales.shape[1]
-        sizes["codes"] += stored.values.nbytes
-        sizes["blocks"] += blocks
-        # Scales and the shifts made of minima are float32 once their casts are folded.
-        sizes["floats"] += 4 * blocks * (2 if stored.minima else 1)
-    return sizes
