@@ -38,7 +38,8 @@ FLOORS = {
 # What the exporter may take from the runtime: vocabulary, never behaviour.
 EXPORT_MAY_IMPORT = ("edgellm.errors", "edgellm.bundle.manifest", "edgellm.device.profiles")
 # The exceptions: the self-check must run the session that users run, not one like it; calibration
-# needs activations, and text that the model writes itself.
+# needs activations, and text that the model writes itself; trimming has to
+# know what a text is made of.
 EXPORT_EXCEPTIONS = {
     "edgellm_export.quantize.capture": ("edgellm.runtime.session",),
     "edgellm_export.quantize.selftext": (
@@ -46,6 +47,7 @@ EXPORT_EXCEPTIONS = {
         "edgellm.runtime.session",
         "edgellm.stream",
     ),
+    "edgellm_export.shrink.vocabulary": ("edgellm.bundle",),
     "edgellm_export.verify": (
         "edgellm.bundle",
         "edgellm.runtime.cache",

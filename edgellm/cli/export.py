@@ -8,10 +8,30 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgellm.cli.options import gathered
+
 if TYPE_CHECKING:
-    from edgellm.hub.convert import CalibrationOptions
+    from edgellm.hub.convert import CalibrationOptions, ShrinkOptions
 
 PRECISIONS = ("exact", "compact", "int4", "int8", "fp16", "fp32")
+
+
+def make_shrink(keep_vocab: Path | None, keep_script: str | None) -> ShrinkOptions:
+    """What was said of leaving things out."""
+    from edgellm.hub.convert import ShrinkOptions
+
+    scripts = [name.strip() for name in (keep_script or "").split(",")]
+    return ShrinkOptions(keep_vocab, tuple(name for name in scripts if name))
+
+
+shrink_options = gathered(
+    "shrink",
+    make_shrink,
+    click.option(
+        "--keep-vocab", type=Path, metavar="FILE", help="Only tokens that this text needs."
+    ),
+    click.option("--keep-script", metavar="NAME,…", help="Only tokens in these scripts (latin,…)."),
+)
 
 
 @click.command("export")
@@ -31,6 +51,7 @@ PRECISIONS = ("exact", "compact", "int4", "int8", "fp16", "fp32")
 @click.option(
     "--target-mb", type=float, metavar="MB", help="Calibrate with mixed bits within this size."
 )
+@shrink_options
 @click.option("--offline", is_flag=True, default=None, help="Fetch nothing; fail if it is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -42,6 +63,7 @@ def command(
     calibration: Path | None,
     calibration_tokens: int | None,
     target_mb: float | None,
+    shrink: ShrinkOptions,
     offline: bool | None,
     as_json: bool,
 ) -> None:
@@ -55,6 +77,7 @@ def command(
     edgellm export smollm2-135m -o ./smollm2
     edgellm export ./base -o ./tuned --lora ./adapter
     edgellm export model.gguf -o ./model-int4 --precision int4 --calibrate
+    edgellm export model.gguf -o ./model-latin --keep-script latin
     """
     from edgellm import settings
     from edgellm.hub import HubOptions, Store, Terminal, export_to
@@ -68,7 +91,7 @@ def command(
     named = precision or (None if target_mb is None else "int4")
     options = HubOptions(chosen.offline, named, lora)
     store = Store(chosen.home_folder())
-    exporter = Exporter(progress, wanted) if wanted else None
+    exporter = Exporter(progress, wanted, shrink)
     folder = export_to(output, source, store, options, progress, exporter)
     report(folder, as_json)
 

@@ -25,6 +25,8 @@ from edgellm_export.data import DataFile, Stored
 from edgellm_export.graph import EXACT, Graph
 from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate
 from edgellm_export.recipe import Integer, Keep, Recipe, Treatment, describe, recipe
+from edgellm_export.shrink import Shrink
+from edgellm_export.shrink import apply as apply_shrink
 from edgellm_export.store import Place, StoredWeights, WeightStore, stored_suffix
 
 PRODUCER = "edgellm 0.1.0"
@@ -33,7 +35,8 @@ PRODUCER = "edgellm 0.1.0"
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to export. `recipe` None: what suits the source (see `default_recipe`); `sampling`: keys
-    of generation_config.json that the source may lack; `lora`: folder of an adapter to merge."""
+    of generation_config.json that the source may lack; `lora`: folder of an adapter to merge;
+    `shrink`: what to leave out."""
 
     source: Path
     recipe: Recipe | None
@@ -42,6 +45,7 @@ class Job:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     lora: Path | None = None
     calibration: Calibration | None = None
+    shrink: Shrink = field(default_factory=Shrink)
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -67,7 +71,8 @@ def export_bundle(job: Job, out: Path, notice: Callable[[str], None] = silent) -
 
 
 def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
-    checkpoint = _open(job)
+    shrunk = apply_shrink(_open(job), job.shrink, notice)
+    checkpoint = shrunk.checkpoint
     architecture = arch.find(checkpoint.config["model_type"])
     graphs = out / "onnx"
     graphs.mkdir()
@@ -98,7 +103,7 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
             for kind, path in (("native", drawn.native), ("portable", drawn.portable))
         },
         files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
-        recipe=_recipe_record(job, chosen, found),
+        recipe=_recipe_record(job, chosen, found) | shrunk.record,
         self_check=report.to_json(),
         weight_bytes=_weight_bytes(store.places),
     )
