@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,18 @@ if TYPE_CHECKING:
 PRECISIONS = ("exact", "compact", "int4", "int8", "fp16", "fp32")
 
 
-def make_shrink(keep_vocab: Path | None, keep_script: str | None) -> ShrinkOptions:
+def make_shrink(
+    keep_vocab: Path | None,
+    keep_script: str | None,
+    drop_layers: int | None,
+    mlp_width: int | None,
+) -> ShrinkOptions:
     """What was said of leaving things out."""
     from edgellm.hub.convert import ShrinkOptions
 
     scripts = [name.strip() for name in (keep_script or "").split(",")]
-    return ShrinkOptions(keep_vocab, tuple(name for name in scripts if name))
+    kept = tuple(name for name in scripts if name)
+    return ShrinkOptions(keep_vocab, kept, drop_layers, mlp_width)
 
 
 shrink_options = gathered(
@@ -31,6 +38,12 @@ shrink_options = gathered(
         "--keep-vocab", type=Path, metavar="FILE", help="Only tokens that this text needs."
     ),
     click.option("--keep-script", metavar="NAME,…", help="Only tokens in these scripts (latin,…)."),
+    click.option(
+        "--drop-layers", type=int, metavar="N", help="Leave out the N layers that change least."
+    ),
+    click.option(
+        "--mlp-width", type=int, metavar="N", help="Keep N neurons of each MLP (costs quality)."
+    ),
 )
 
 
@@ -85,6 +98,9 @@ def command(
 
     chosen, progress = settings.current({"offline": offline}), Terminal()
     wanted = None
+    if shrink.measured:
+        # Such a text says what can go; calibration has to be asked for by name.
+        shrink, calibration = replace(shrink, text=calibration), calibration if calibrate else None
     if calibrate or calibration or calibration_tokens is not None or target_mb is not None:
         wanted = calibrating(chosen.home_folder(), calibration, calibration_tokens, target_mb)
     # A target chooses its own bits; the name says what the files are most like.

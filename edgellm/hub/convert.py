@@ -45,6 +45,14 @@ class ShrinkOptions:
 
     keep_vocab: Path | None = None
     keep_scripts: tuple[str, ...] = ()
+    drop_layers: int | None = None
+    mlp_width: int | None = None
+    text: Path | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether the model has to run on a text to tell what can go."""
+        return self.drop_layers is not None or self.mlp_width is not None
 
 
 class Converter(Protocol):

@@ -5,10 +5,10 @@ The manifest is written last, so a folder without one is an export that did not 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from edgellm.errors import StorageFailed
 from edgellm_export import arch, io, verify
 from edgellm_export.arch import Architecture
 from edgellm_export.checkpoint import Checkpoint
-from edgellm_export.checkpoint.lora import REQUANTIZED, LoraCheckpoint
+from edgellm_export.checkpoint.lora import CONFIG, REQUANTIZED, WEIGHTS, LoraCheckpoint
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile, Stored
@@ -27,6 +27,7 @@ from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate
 from edgellm_export.recipe import Integer, Keep, Recipe, Treatment, describe, recipe
 from edgellm_export.shrink import Shrink
 from edgellm_export.shrink import apply as apply_shrink
+from edgellm_export.shrink.wrapped import instead_of
 from edgellm_export.store import Place, StoredWeights, WeightStore, stored_suffix
 
 PRODUCER = "edgellm 0.1.0"
@@ -76,7 +77,7 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     architecture = arch.find(checkpoint.config["model_type"])
     graphs = out / "onnx"
     graphs.mkdir()
-    chosen, found = _calibrated(job, checkpoint, architecture, notice)
+    chosen, found = _calibrated(_own_cache(job, shrunk.record), checkpoint, architecture, notice)
     instead = _instead(checkpoint, chosen, notice)
     notice(f"converting {job.name} ({chosen.name})")
     with DataFile(graphs / "weights") as data:
@@ -96,7 +97,7 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     manifest = Manifest(
         name=job.name,
         producer=PRODUCER,
-        source=dataclasses.replace(job.origin, licence=job.origin.licence or checkpoint.licence),
+        source=replace(job.origin, licence=job.origin.licence or checkpoint.licence),
         shape=shape,
         graphs={
             kind: GraphFile(kind, f"onnx/{path.name}", f"onnx/{data.path.name}")
@@ -161,13 +162,11 @@ def _open(job: Job) -> Checkpoint:
 def _instead(
     checkpoint: Checkpoint, chosen: Recipe, notice: Callable[[str], None]
 ) -> Mapping[str, Treatment]:
-    """What becomes of merged weights when the recipe keeps all others."""
-    if not isinstance(checkpoint, LoraCheckpoint) or chosen.linear != Keep():
-        return {}
-    instead = checkpoint.instead()
+    """What becomes of changed weights when the recipe keeps all others."""
+    instead = instead_of(checkpoint) if chosen.linear == Keep() else {}
     count = sum(isinstance(treatment, Integer) for treatment in instead.values())
     if count:
-        notice(f"{count} merged layers become {describe(REQUANTIZED)}; the others stay exact")
+        notice(f"{count} changed layers become {describe(REQUANTIZED)}; the others stay exact")
     return instead
 
 
@@ -190,7 +189,20 @@ def _calibrated(
         return chosen, None
     chosen = chosen.calibrated()
     found = calibrate(checkpoint, architecture, job.calibration, notice)
-    return dataclasses.replace(chosen, matrices={**chosen.matrices, **found.matrices}), found
+    return replace(chosen, matrices={**chosen.matrices, **found.matrices}), found
+
+
+def _own_cache(job: Job, shrunk: Mapping[str, Any]) -> Job:
+    """The same job; what is known of the checkpoint as it lies there does not hold for a changed
+    one, whose statistics are kept apart."""
+    if job.calibration is None or (job.lora is None and not shrunk):
+        return job
+    changes = hashlib.sha256(json.dumps(shrunk, sort_keys=True).encode())
+    if job.lora is not None:
+        for name in (CONFIG, WEIGHTS):
+            changes.update((job.lora / name).read_bytes())
+    cache = job.calibration.cache / f"changed-{changes.hexdigest()[:32]}"
+    return replace(job, calibration=replace(job.calibration, cache=cache))
 
 
 def _records(folder: Path, known: Mapping[Path, FileRecord]) -> dict[str, FileRecord]:

@@ -21,6 +21,7 @@ from edgellm.bundle import tokenizer
 from edgellm_export.checkpoint import Checkpoint, TextFiles
 from edgellm_export.shrink import bpe
 from edgellm_export.shrink.scripts import written_in
+from edgellm_export.shrink.wrapped import Wrapped
 from edgellm_export.weights import Blocks, Dense, Weight
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias")
@@ -31,29 +32,21 @@ _PIECE = 1 << 16
 _LITERAL = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"|[%}]}([^{]*)")
 
 
-class TrimmedCheckpoint:
+class TrimmedCheckpoint(Wrapped):
     """See `Checkpoint`. Token i is what token kept[i] of the base was."""
 
     def __init__(self, base: Checkpoint, kept: Sequence[int]) -> None:
-        self._base, self._kept = base, np.array(kept, np.int64)
+        super().__init__(base)
+        self._kept = np.array(kept, np.int64)
         self._new_ids = {old: new for new, old in enumerate(kept)}
-        self.path, self.licence, self.quantized = base.path, base.licence, base.quantized
-        self.config: Mapping[str, Any] = {
-            **_renamed(base.config, self._new_ids),
-            "vocab_size": len(kept),
-        }
+        self.config = {**_renamed(base.config, self._new_ids), "vocab_size": len(kept)}
         rows = base.config["vocab_size"]
-        self.notices = [
-            *base.notices,
-            f"{len(kept)} of {rows} tokens are kept ({100 * len(kept) / rows:.0f} %)",
-        ]
-
-    def names(self) -> frozenset[str]:
-        return self._base.names()
+        share = f"{100 * len(kept) / rows:.0f} %"
+        self.notices.append(f"{len(kept)} of {rows} tokens are kept ({share})")
 
     def weight(self, name: str) -> Weight:
         """One tensor; of the tables by token only the kept rows."""
-        weight = self._base.weight(name)
+        weight = self.base.weight(name)
         if name not in TABLES:
             return weight
         if isinstance(weight, Blocks):
@@ -62,7 +55,7 @@ class TrimmedCheckpoint:
         return Dense(shape, weight.dtype, lambda: weight.numpy()[self._kept])
 
     def text_files(self) -> TextFiles:
-        text = self._base.text_files()
+        text = self.base.text_files()
         content = bpe.trimmed(json.loads(text.tokenizer_json), self._new_ids)
         config = dict(text.tokenizer_config)
         if "added_tokens_decoder" in config:
