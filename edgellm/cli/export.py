@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellm.cli.options import gathered
+from edgellm.cli.options import gathered, refuse
 
 if TYPE_CHECKING:
     from edgellm.hub.convert import CalibrationOptions, ShrinkOptions
@@ -55,7 +55,14 @@ shrink_options = gathered(
     type=click.Choice(PRECISIONS),
     help="Default: exact (its own blocks) for GGUF, GPTQ and AWQ, int8 for floats.",
 )
-@click.option("--lora", type=Path, metavar="DIR", help="A PEFT adapter to merge.")
+@click.option("--lora", type=Path, metavar="DIR", help="A PEFT adapter.")
+@click.option(
+    "--lora-mode",
+    type=click.Choice(("merge", "runtime")),
+    default="merge",
+    show_default=True,
+    help="Merge it, or make room for it and its like: run --lora.",
+)
 @click.option("--calibrate", is_flag=True, help="Round for the least change of outputs (minutes).")
 @click.option(
     "--calibration", type=Path, metavar="FILE", help="UTF-8 text; else the model's own words."
@@ -72,6 +79,7 @@ def command(
     output: Path,
     precision: str | None,
     lora: Path | None,
+    lora_mode: str,
     calibrate: bool,
     calibration: Path | None,
     calibration_tokens: int | None,
@@ -107,7 +115,8 @@ def command(
     named = precision or (None if target_mb is None else "int4")
     options = HubOptions(chosen.offline, named, lora)
     store = Store(chosen.home_folder())
-    exporter = Exporter(progress, wanted, shrink)
+    refuse(lora is None and lora_mode == "runtime", "--lora-mode runtime needs --lora DIR")
+    exporter = Exporter(progress, wanted, shrink, lora_mode == "runtime")
     folder = export_to(output, source, store, options, progress, exporter)
     report(folder, as_json)
 

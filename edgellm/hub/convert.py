@@ -69,6 +69,7 @@ class Exporter:
         progress: Progress,
         calibration: CalibrationOptions | None = None,
         shrink: ShrinkOptions | None = None,
+        lora_at_run_time: bool = False,
     ) -> None:
         missing = [name for name in _NEEDED if find_spec(name) is None]
         if missing:
@@ -78,6 +79,7 @@ class Exporter:
         self._progress = progress
         self._calibration = calibration
         self._shrink = shrink or ShrinkOptions()
+        self._lora_at_run_time = lora_at_run_time
 
     def convert(self, job: Conversion, out: Path) -> None:
         from edgellm_export.pipeline import Job, export_bundle
@@ -97,7 +99,8 @@ class Exporter:
             )
         shrink = Shrink(**asdict(self._shrink))
         made = Job(job.source, chosen, job.origin, job.name, sampling, job.lora, calibration)
-        export_bundle(replace(made, shrink=shrink), out, self._progress.notice)
+        made = replace(made, shrink=shrink, lora_at_run_time=self._lora_at_run_time)
+        export_bundle(made, out, self._progress.notice)
 
 
 def generation_keys(sampling: Sampling) -> dict[str, Any]:

@@ -82,7 +82,9 @@ def find_folder(reference: str, options: LoadOptions) -> Path:
 def open_session(bundle: OpenedBundle, options: LoadOptions) -> Session:
     """The bundle's native graph in memory, by default with one thread for each usable core."""
     threads = options.threads or detect.usable_cores()
-    return Session(bundle.graph, bundle.manifest.shape, replace(options, threads=threads))
+    adapter = None if options.lora is None else hub.read_adapter(options.lora)
+    chosen = replace(options, threads=threads)
+    return Session(bundle.graph, bundle.manifest.shape, chosen, adapter)
 
 
 @dataclass(slots=True)

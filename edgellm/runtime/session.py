@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgellm.bundle.manifest import Shape
 from edgellm.errors import Corrupt, EdgellmError, MissingExtra
 from edgellm.runtime import providers
+from edgellm.runtime.adapter import Adapter, fill
 from edgellm.runtime.cache import KVCache
 from edgellm.runtime.options import LoadOptions
 from edgellm.stream import Placement
@@ -61,7 +62,9 @@ class _Bound:
 class Session:
     """A loaded graph. One caller at a time; `notice` says what differs from what was asked for."""
 
-    def __init__(self, graph: Path, shape: Shape, options: LoadOptions) -> None:
+    def __init__(
+        self, graph: Path, shape: Shape, options: LoadOptions, adapter: Adapter | None = None
+    ) -> None:
         self._ort = load_onnxruntime()
         chosen = providers.choose(
             options.provider, options.require_provider, self._ort.get_available_providers()
@@ -69,6 +72,8 @@ class Session:
         self.shape = shape
         self.notice = chosen.notice
         self._session = _open(self._ort, graph, chosen.provider, options.threads)
+        inputs = {value.name: value.shape for value in self._session.get_inputs()}
+        self._adapter = fill(inputs, adapter)
         self._bound: dict[tuple[int, int, int, int], _Bound] = {}
 
     def placement(self) -> dict[str, Placement]:
@@ -127,6 +132,8 @@ class Session:
         bind("last_position", last)
         bind("total_positions", total)
         bind("logit_rows", chosen)
+        for name, array in self._adapter.items():
+            bind(name, array)
         for i, buffer in enumerate(cache.buffers):
             name = f"{i // 2}.{('key', 'value')[i % 2]}"
             bind(f"past_key_values.{name}", buffer, f"present.{name}")

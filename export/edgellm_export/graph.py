@@ -59,6 +59,8 @@ class Graph:
         self.accuracy_level = accuracy_level
         # True: a quantized embedding is spelled in standard operators (blocks.embedding).
         self.spell_embedding = False
+        # True: matrices with slots take a run-time adapter (linear.linear).
+        self.adapters = False
         self._name = name
         self._data_file = data_file
         self._scopes: list[str] = []

@@ -7,22 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgellm.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Shape, Source
 from edgellm.bundle.manifest import Graph as GraphFile
-from edgellm.errors import StorageFailed
+from edgellm.errors import Incompatible, StorageFailed, UsageError
 from edgellm_export import arch, io, verify
 from edgellm_export.arch import Architecture
 from edgellm_export.checkpoint import Checkpoint
-from edgellm_export.checkpoint.lora import CONFIG, REQUANTIZED, WEIGHTS, LoraCheckpoint
+from edgellm_export.checkpoint.lora import (
+    CONFIG,
+    REQUANTIZED,
+    WEIGHTS,
+    Adapter,
+    LoraCheckpoint,
+    known_stems,
+)
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile, Stored
 from edgellm_export.graph import EXACT, Graph
+from edgellm_export.linear import Matrix
 from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate
 from edgellm_export.recipe import Integer, Keep, Recipe, Treatment, describe, recipe
 from edgellm_export.shrink import Shrink
@@ -36,8 +44,8 @@ PRODUCER = "edgellm 0.1.0"
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to export. `recipe` None: what suits the source (see `default_recipe`); `sampling`: keys
-    of generation_config.json that the source may lack; `lora`: folder of an adapter to merge;
-    `shrink`: what to leave out."""
+    of generation_config.json that the source may lack; `lora`: folder of an adapter, merged unless
+    `lora_at_run_time` only makes room for it and its like; `shrink`: what to leave out."""
 
     source: Path
     recipe: Recipe | None
@@ -47,6 +55,19 @@ class Job:
     lora: Path | None = None
     calibration: Calibration | None = None
     shrink: Shrink = field(default_factory=Shrink)
+    lora_at_run_time: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lora_at_run_time and self.shrink.measured:
+            raise UsageError(
+                "an adapter at run time fits whole layers; merge it, or leave out --drop-layers "
+                "and --mlp-width"
+            )
+
+    @property
+    def merged(self) -> Path | None:
+        """The adapter that is merged."""
+        return None if self.lora_at_run_time else self.lora
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -81,8 +102,11 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     instead = _instead(checkpoint, chosen, notice)
     notice(f"converting {job.name} ({chosen.name})")
     with DataFile(graphs / "weights") as data:
-        store = WeightStore(checkpoint, chosen, data, instead, found.statistics if found else None)
+        statistics = found.statistics if found else None
+        slots = _slots(job, checkpoint)
+        store = WeightStore(checkpoint, chosen, data, instead, statistics, slots=slots)
         weights = architecture.store(store)
+    _check_slots(slots, store.places)
     suffix = stored_suffix(store) if chosen.linear == Keep() else chosen.suffix
     data.rename(f"model{suffix}.onnx_data")
     drawn = _draw(architecture, weights, graphs, suffix, chosen.accuracy_level)
@@ -156,7 +180,26 @@ def _candidate(out: Path, drawn: _Drawn, shape: Shape, store: WeightStore) -> ve
 
 def _open(job: Job) -> Checkpoint:
     checkpoint = open_checkpoint(job.source)
-    return checkpoint if job.lora is None else LoraCheckpoint(checkpoint, job.lora)
+    return checkpoint if job.merged is None else LoraCheckpoint(checkpoint, job.merged)
+
+
+def _slots(job: Job, checkpoint: Checkpoint) -> frozenset[str]:
+    """Names of the weights that an adapter at run time may change: those that `lora` changes."""
+    if job.lora is None or not job.lora_at_run_time:
+        return frozenset()
+    adapter = Adapter(job.lora)
+    stems = known_stems(adapter, checkpoint)
+    for name, stem in stems.items():
+        adapter.check(stem, checkpoint.weight(name).shape)
+    return frozenset(stems)
+
+
+def _check_slots(slots: Collection[str], places: Mapping[str, Place]) -> None:
+    """Incompatible names a weight that has no room for an adapter, such as an expert's."""
+    for name in slots:
+        stored = places[name].stored
+        if not isinstance(stored, Matrix) or not stored.slots:
+            raise Incompatible(f"{name} takes no adapter at run time; use --lora-mode merge")
 
 
 def _instead(
@@ -175,6 +218,7 @@ def _recipe_record(job: Job, chosen: Recipe, found: Calibrated | None) -> dict[s
     record: dict[str, Any] = chosen.to_json()
     if job.lora is not None:
         record["lora"] = job.lora.name
+        record["lora_mode"] = "runtime" if job.lora_at_run_time else "merge"
     if found is not None:
         record["calibration"] = dict(found.record)
     return record
@@ -195,12 +239,12 @@ def _calibrated(
 def _own_cache(job: Job, shrunk: Mapping[str, Any]) -> Job:
     """The same job; what is known of the checkpoint as it lies there does not hold for a changed
     one, whose statistics are kept apart."""
-    if job.calibration is None or (job.lora is None and not shrunk):
+    if job.calibration is None or (job.merged is None and not shrunk):
         return job
     changes = hashlib.sha256(json.dumps(shrunk, sort_keys=True).encode())
-    if job.lora is not None:
+    if job.merged is not None:
         for name in (CONFIG, WEIGHTS):
-            changes.update((job.lora / name).read_bytes())
+            changes.update((job.merged / name).read_bytes())
     cache = job.calibration.cache / f"changed-{changes.hexdigest()[:32]}"
     return replace(job, calibration=replace(job.calibration, cache=cache))
 

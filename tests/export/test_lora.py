@@ -176,7 +176,7 @@ AT = "base_model.model.model.layers.0.self_attn.q_proj"
         (
             {f"{AT}.lora_B.weight": np.full((64, R), np.nan, np.float32)},
             Corrupt,
-            "q_proj.weight' holds infinite",
+            r"q_proj\.lora_B\.weight' holds infinite",
         ),
     ],
 )
