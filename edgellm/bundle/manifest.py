@@ -51,6 +51,8 @@ class Shape:
     context_length: int
     parameters: int
     kv_dtype: str = "float32"
+    # Long-rope: beyond that many positions all of them turn at other speeds, cached ones too.
+    rope_switch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,8 @@ def _typed(raw: Mapping[str, Any], key: str, kind: type[T]) -> T:
 def _shape(raw: dict[str, Any]) -> Shape:
     shape = Shape(**raw)
     for key, value in asdict(shape).items():
+        if value is None and key == "rope_switch":
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, str)):
             raise Corrupt(f"shape.{key} must be a number or a name, got {value!r}")
         if isinstance(value, int) and not 0 < value < 1 << 48:

@@ -30,6 +30,8 @@ Float32 = NDArray[np.float32]
 TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
 # Bindings kept for a cache: decoding, full prefill chunks and the last, shorter chunk.
 KEPT_BINDINGS = 3
+# Tokens at once when a cache is made again.
+TURNED_TOKENS = 128
 
 
 def load_onnxruntime() -> ModuleType:
@@ -55,6 +57,7 @@ class _Bound:
     last: NDArray[np.int32]
     total: NDArray[np.int32]
     rows: NDArray[np.int64]
+    offset: NDArray[np.int64]
     logits: Float32
     keep: Sequence[object]
 
@@ -85,6 +88,25 @@ class Session:
 
         The array is overwritten by the next call.
         """
+        self._turn(cache, len(cache) + len(ids))
+        return self._pass(ids, rows, cache)
+
+    def _turn(self, cache: KVCache, total: int) -> None:
+        """Makes the cache again where long-rope turns its tokens at another speed from now on.
+
+        As transformers does when a text outgrows the original window, and back when it is cut.
+        """
+        switch = self.shape.rope_switch
+        offset = switch if switch is not None and total > switch else 0
+        if offset == cache.rope_offset:
+            return
+        cache.rope_offset = offset
+        ids = cache.tokens[:]
+        cache.tokens.clear()
+        for start in range(0, len(ids), TURNED_TOKENS):
+            self._pass(ids[start : start + TURNED_TOKENS], [], cache)
+
+    def _pass(self, ids: Sequence[int], rows: Sequence[int], cache: KVCache) -> Float32:
         new = len(ids)
         cache.reserve(len(cache) + new)
         # One row at least: ONNX Runtime's ReduceSum loses an axis of an empty tensor.
@@ -93,6 +115,7 @@ class Session:
         bound.rows[:] = rows or 0
         bound.last[0] = len(cache) + new - 1
         bound.total[...] = len(cache) + new
+        bound.offset[...] = cache.rope_offset
         try:
             self._session.run_with_iobinding(bound.binding)
         except Exception as error:
@@ -132,6 +155,9 @@ class Session:
         bind("last_position", last)
         bind("total_positions", total)
         bind("logit_rows", chosen)
+        offset = np.zeros((), np.int64)
+        if self.shape.rope_switch is not None:
+            bind("rope_offset", offset)
         for name, array in self._adapter.items():
             bind(name, array)
         for i, buffer in enumerate(cache.buffers):
@@ -139,7 +165,7 @@ class Session:
             bind(f"past_key_values.{name}", buffer, f"present.{name}")
         out = self._ort.OrtValue.ortvalue_from_numpy(logits)
         binding.bind_ortvalue_output("logits", out)
-        return _Bound(binding, ids, last, total, chosen, logits, (*keep, out))
+        return _Bound(binding, ids, last, total, chosen, offset, logits, (*keep, out))
 
 
 def _open(ort: ModuleType, graph: Path, provider: str, threads: int | None) -> Any:

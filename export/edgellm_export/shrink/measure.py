@@ -77,7 +77,9 @@ class Switched:
         path = model.data.with_name("switched.onnx")
         taps = _draw(model, path)
         self._session = open_graph(path)
-        self._empty = empty_cache(self._session, model.shape)
+        self._empty: dict[str, Any] = empty_cache(self._session, model.shape)
+        if model.shape.rope_switch is not None:
+            self._empty["rope_offset"] = np.array(0, np.int64)
         self._ids = ids
         streams = [self._run(row, (), taps) for row in ids]
         self.teacher = np.stack([log_softmax(found[0]) for found in streams])
