@@ -12,11 +12,13 @@ import pytest
 import tiny_architectures
 import tiny_archs
 import tiny_models as tiny
+from tiny_adapters import write_adapter
 from tiny_models import TINY, Kind
 
 from edgellm.bundle.manifest import Source
 from edgellm.errors import EdgellmError, Incompatible, UsageError
 from edgellm_export.checkpoint import Checkpoint
+from edgellm_export.checkpoint.lora import LoraCheckpoint
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.pipeline import Job, export_bundle, silent
 from edgellm_export.shrink import Shrink, apply, layers, measure, width
@@ -177,6 +179,19 @@ def test_everything_at_once(tmp_path: Path) -> None:
     shrink = Shrink(said, (), drop_layers=1, mlp_width=64, text=said)
     recipe, _ = export(source, tmp_path / "out", shrink)
     assert set(recipe) >= {"layers", "mlp", "vocabulary"}
+
+
+def test_a_merged_adapter_moves_with_its_layer(tmp_path: Path) -> None:
+    source = tiny.write_gguf(tmp_path / "m.gguf", FOUR)
+    base = open_checkpoint(source)
+    adapter = write_adapter(tmp_path / "adapter", base, ["mlp.up_proj"])
+    left = FewerLayers(LoraCheckpoint(base, adapter), [1, 3])
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1)]
+    assert sorted(left.instead()) == names
+    merged = LoraCheckpoint(base, adapter).weight("model.layers.3.mlp.up_proj.weight")
+    assert np.array_equal(to_float32(left.weight(names[1])), to_float32(merged))
+    _, said = export(source, tmp_path / "out", Shrink(drop_layers=1), lora=adapter)
+    assert any(line.startswith("3 changed layers become int8") for line in said)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import tiny_architectures
 import tiny_archs
 import tiny_models as tiny
+from tiny_adapters import write_adapter
 from tiny_models import TINY, Kind
 
 from edgellm.bundle.manifest import Source
@@ -24,7 +24,6 @@ from edgellm.runtime.local import load
 from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.session import Session
 from edgellm.stream import Request, Sampling, complete
-from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.checkpoint.lora import LoraCheckpoint
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.pipeline import Job, export_bundle
@@ -35,28 +34,6 @@ IDS = list(range(5, 25))
 ATTENTION = ("self_attn.q_proj", "self_attn.v_proj")
 ALL = (*ATTENTION, "self_attn.k_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
 FUSED = ("self_attn.qkv_proj", "mlp.gate_up_proj")
-
-
-def write_adapter(
-    folder: Path, base: Checkpoint, parts: Sequence[str], rank: int = 4, seed: int = 11
-) -> Path:
-    """A PEFT folder that changes these parts of every layer."""
-    rng = np.random.default_rng(seed)
-    tensors = {}
-    for i in range(base.config["num_hidden_layers"]):
-        for part in parts:
-            if f"model.layers.{i}.{part}.weight" not in base.names():
-                continue
-            n, k = base.weight(f"model.layers.{i}.{part}.weight").shape
-            at = f"base_model.model.model.layers.{i}.{part}"
-            tensors[f"{at}.lora_A.weight"] = rng.standard_normal((rank, k)) / np.sqrt(k)
-            tensors[f"{at}.lora_B.weight"] = rng.standard_normal((n, rank)) / 4
-    folder.mkdir(parents=True)
-    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 6}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    tiny.write_tensors(folder, {name: a.astype(np.float32) for name, a in tensors.items()})
-    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
-    return folder
 
 
 def export(folder: Path, source: Path, precision: str | None = "fp32", **more: Any) -> Path:

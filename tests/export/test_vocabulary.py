@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import pydoc
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +238,23 @@ def test_a_trimmed_bundle_is_published_and_opens(tmp_path: Path) -> None:
     words = text.read(out)
     ends = [words.token_id(token) for token in (tiny.END_OF_TEXT, tiny.END_OF_TURN)]
     assert sorted(generation.read(out).eos_token_ids) == ends
+
+
+@pytest.mark.weights
+def test_the_real_model_trimmed_to_english_says_the_same(
+    smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    whole = open_checkpoint(smollm2_gguf)
+    said = "The quick brown fox jumps over the lazy dog. Why is the sky blue?"
+    corpus = f"{said} {pydoc.plain(pydoc.render_doc(pathlib))}"
+    trimmed, words, kept = trim(whole, corpus)
+    assert len(kept) < 0.1 * whole.config["vocab_size"]
+    old = text.parse(whole.text_files().tokenizer_json.encode())
+    ids = words.encode(said)
+    assert [kept[i] for i in ids] == old.encode(said)
+    for strange in (*STRANGE, "Zażółć gęślą jaźń, 你好"):
+        assert words.decode(words.encode(strange, special=False)) == strange
+    found = tiny.logits(tiny.build(trimmed, "exact", tmp_path / "trimmed"), ids)
+    model = tiny.build(whole, "exact", tmp_path / "whole")
+    wanted = tiny.logits(model, old.encode(said))[:, kept]
+    assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
