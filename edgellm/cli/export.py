@@ -102,7 +102,7 @@ def command(
     """
     from edgellm import settings
     from edgellm.hub import HubOptions, Store, Terminal, export_to
-    from edgellm.hub.convert import Exporter
+    from edgellm.hub.convert import Exporter, ShrinkOptions
 
     chosen, progress = settings.current({"offline": offline}), Terminal()
     wanted = None
@@ -114,10 +114,10 @@ def command(
     # A target chooses its own bits; the name says what the files are most like.
     named = precision or (None if target_mb is None else "int4")
     options = HubOptions(chosen.offline, named, lora)
-    store = Store(chosen.home_folder())
     refuse(lora is None and lora_mode == "runtime", "--lora-mode runtime needs --lora DIR")
-    exporter = Exporter(progress, wanted, shrink, lora_mode == "runtime")
-    folder = export_to(output, source, store, options, progress, exporter)
+    asked = wanted or shrink != ShrinkOptions() or lora_mode == "runtime"
+    exporter = Exporter(progress, wanted, shrink, lora_mode == "runtime") if asked else None
+    folder = export_to(output, source, Store(chosen.home_folder()), options, progress, exporter)
     report(folder, as_json)
 
 
