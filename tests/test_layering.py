@@ -44,7 +44,8 @@ EXPORT_MAY_IMPORT = (
     "edgellm.device.profiles",
 )
 # The exceptions: the self-check must run the session that users run, not one like it; calibration
-# needs activations, and text that the model writes itself.
+# needs activations, and text that the model writes itself; trimming has to
+# know what a text is made of.
 EXPORT_EXCEPTIONS = {
     "edgellm_export.quantize.capture": ("edgellm.runtime.session",),
     "edgellm_export.quantize.selftext": (
@@ -53,6 +54,7 @@ EXPORT_EXCEPTIONS = {
         "edgellm.stream",
     ),
     "edgellm_export.conversation": ("edgellm.bundle", "edgellm.stream"),
+    "edgellm_export.shrink.vocabulary": ("edgellm.bundle",),
     "edgellm_export.verify": (
         "edgellm.bundle",
         "edgellm.runtime.concat",

@@ -52,6 +52,8 @@ class Shape:
     context_length: int
     parameters: int
     kv_dtype: str = "float32"
+    # Long-rope: beyond that many positions all of them turn at other speeds, cached ones too.
+    rope_switch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,18 @@ class Manifest:
 
     def to_json(self) -> str:
         raw = asdict(self)
+        # Left out where they say nothing new: a version without these fields reads those bundles,
+        # and refuses the others for what it does not know.
+        _drop(raw["shape"], rope_switch=None)
         for graph in raw["graphs"].values():
-            # Left out where they say nothing new: a version without these fields reads those
-            # bundles, and refuses the others for what it does not know.
-            for name, default in (("hidden_layer", None), ("cache", SHARED)):
-                if graph[name] == default:
-                    del graph[name]
+            _drop(graph, hidden_layer=None, cache=SHARED)
         return json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
+
+
+def _drop(raw: dict[str, Any], **defaults: Any) -> None:
+    for name, default in defaults.items():
+        if raw[name] == default:
+            del raw[name]
 
 
 def read(folder: Path) -> Manifest:
@@ -154,6 +161,8 @@ def _typed(raw: Mapping[str, Any], key: str, kind: type[T]) -> T:
 def _shape(raw: dict[str, Any]) -> Shape:
     shape = Shape(**raw)
     for key, value in asdict(shape).items():
+        if value is None and key == "rope_switch":
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, str)):
             raise Corrupt(f"shape.{key} must be a number or a name, got {value!r}")
         if isinstance(value, int) and not 0 < value < 1 << 48:

@@ -19,12 +19,14 @@ STEP_TOKENS = 64
 
 class KVCache:
     """`tokens` are the ids whose keys and values are stored; `buffers` alternate key, value of
-    each layer, (1, K, capacity, N) float32. `generation` changes when the buffers move."""
+    each layer, (1, K, capacity, N) float32. `generation` changes when the buffers move.
+    `rope_offset`: the row of the rotary table at which position 0 was when they were made."""
 
     def __init__(self, shape: Shape, capacity_tokens: int) -> None:
         self._shape = shape
         self.tokens: list[int] = []
         self.generation = 0
+        self.rope_offset = 0
         self.capacity = -(-capacity_tokens // STEP_TOKENS) * STEP_TOKENS
         self.buffers = self._allocate()
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgellm.bundle.manifest import CONCAT, Graph, Shape
 from edgellm.errors import Incompatible
+from edgellm.runtime.adapter import Adapter
 from edgellm.runtime.cache import KVCache
 from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.session import Float32, Session, cannot_run
@@ -29,9 +30,11 @@ PAST, PRESENT = "past_key_values.", "present."
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-def open_graph(path: Path, graph: Graph, shape: Shape, options: LoadOptions) -> Session:
+def open_graph(
+    path: Path, graph: Graph, shape: Shape, options: LoadOptions, adapter: Adapter | None = None
+) -> Session:
     """The session for the cache that the graph has; errors as in Session."""
-    return (ConcatSession if graph.cache == CONCAT else Session)(path, shape, options)
+    return (ConcatSession if graph.cache == CONCAT else Session)(path, shape, options, adapter)
 
 
 class ConcatCache(KVCache):
@@ -58,8 +61,10 @@ class ConcatCache(KVCache):
 class ConcatSession(Session):
     """A loaded graph whose cache grows by concatenation. See `Session`."""
 
-    def __init__(self, graph: Path, shape: Shape, options: LoadOptions) -> None:
-        super().__init__(graph, shape, options)
+    def __init__(
+        self, graph: Path, shape: Shape, options: LoadOptions, adapter: Adapter | None = None
+    ) -> None:
+        super().__init__(graph, shape, options, adapter)
         self.shows_hidden = False
         inputs = {found.name: found.type for found in self._session.get_inputs()}
         self._past = [name for name in inputs if name.startswith(PAST)]

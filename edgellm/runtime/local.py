@@ -83,8 +83,9 @@ def find_folder(reference: str, options: LoadOptions) -> Path:
 def open_session(bundle: OpenedBundle, options: LoadOptions) -> Session:
     """The bundle's native graph in memory, by default with one thread for each usable core."""
     threads = options.threads or detect.usable_cores()
+    adapter = None if options.lora is None else hub.read_adapter(options.lora)
     shape, options = bundle.manifest.shape, replace(options, threads=threads)
-    return open_graph(bundle.graph, bundle.native, shape, options)
+    return open_graph(bundle.graph, bundle.native, shape, options, adapter)
 
 
 @dataclass(slots=True)

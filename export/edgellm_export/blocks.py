@@ -52,10 +52,14 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where the new tokens stand: S + T - 1 of each row (int32, B), and S + T (int32 scalar)."""
+    """Where the new tokens stand: S + T - 1 of each row (int32, B), and S + T (int32 scalar).
+
+    `rows` of the rotary table for each token (int64, B, T); None: its position.
+    """
 
     last: Value
     total: Value
+    rows: Value | None = None
 
 
 def store_rope(
@@ -70,6 +74,17 @@ def store_rope(
     return Rope(
         data.append(f"{name}.cos", (factor * np.cos(angles)).astype(np.float32)),
         data.append(f"{name}.sin", (factor * np.sin(angles)).astype(np.float32)),
+    )
+
+
+def joined_ropes(
+    data: DataFile, tables: Sequence[tuple[NDArray[np.float64], int]], factor: float
+) -> Rope:
+    """One table after another: frequencies (R / 2,) and how many positions each is for."""
+    angles = np.concatenate([np.outer(np.arange(n), turns) for turns, n in tables])
+    return Rope(
+        data.append("rope.cos", (factor * np.cos(angles)).astype(np.float32)),
+        data.append("rope.sin", (factor * np.sin(angles)).astype(np.float32)),
     )
 
 
@@ -133,6 +148,7 @@ def attention(
         position.last,
         position.total,
         *((g.weight(rope.cos), g.weight(rope.sin)) if rope else ()),
+        *((position.rows,) if rope and position.rows else ()),
         outputs=3,
         num_heads=heads.query,
         kv_num_heads=heads.kv,

@@ -60,6 +60,8 @@ class Graph:
         self.opset = OPSET
         # True: a quantized embedding is spelled in standard operators (blocks.embedding).
         self.spell_embedding = False
+        # True: matrices with slots take a run-time adapter (linear.linear).
+        self.adapters = False
         self._name = name
         self._data_file = data_file
         self._scopes: list[str] = []

@@ -2,12 +2,13 @@
 
 portable  input_ids, attention_mask, past_key_values.* → logits of every token, present.*
 native    input_ids, last_position, total_positions, logit_rows, past_key_values.* → logits of the
-          chosen rows only, hidden_states of the probe layer, present.*; batch 1
+          chosen rows only, hidden_states of the probe layer, present.*; batch 1; rope_offset where
+          long-rope has two tables
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,11 +43,36 @@ def portable(g: Graph) -> Inputs:
 
 def native(g: Graph) -> Inputs:
     """Positions and logit rows as plain inputs: nothing is computed from a mask."""
+    g.adapters = True
     ids = g.input("input_ids", INT64, (1, "sequence_length"))
     last = g.input("last_position", INT32, (1,))
     total = g.input("total_positions", INT32, ())
     rows = g.input("logit_rows", INT64, ("rows",))
     return Inputs(ids, Position(last, total), rows)
+
+
+def switched(g: Graph, inputs: Inputs, switch: int) -> Position:
+    """The position with rows of a rotary table that has `switch` rows for short texts, and below
+    them those for long ones, from position 0 again.
+
+    Native: an input says where the table begins. A prompt that comes in chunks has to know of its
+    end, and what is cached has to be made again (runtime.session). Portable: the total decides.
+    """
+    one, at = g.constant(np.array(1, np.int64)), inputs.position
+    new = g.op("Gather", g.op("Shape", inputs.ids), one)
+    last = g.op("Cast", at.last, to=int(INT64))
+    first = g.op("Sub", g.op("Add", last, one), new)
+    # Of a padded row of a first prompt the last token stands before the last position.
+    first = g.op("Max", first, g.constant(np.array(0, np.int64)))
+    zero = g.constant(np.array(0, np.int64))
+    steps = g.op("Range", zero, new, one)
+    if inputs.rows is not None:
+        begin = g.input("rope_offset", INT64, ())
+    else:
+        limit, total = g.constant(np.array(switch, np.int64)), g.op("Cast", at.total, to=int(INT64))
+        begin = g.op("Where", g.op("Greater", total, limit), limit, zero)
+    column = g.op("Unsqueeze", g.op("Add", first, begin), g.constant(np.array([1], np.int64)))
+    return replace(at, rows=g.op("Add", column, steps))
 
 
 def asked_rows(g: Graph, inputs: Inputs, stream: Value) -> Value:

@@ -6,7 +6,7 @@ docs/ContribOperators.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,12 +15,20 @@ from edgellm_export.graph import FLOAT, Graph, Value
 
 
 @dataclass(frozen=True, slots=True)
+class Slot:
+    """Room for a run-time adapter: `rows` of a matrix's outputs, the checkpoint's layer `stem`."""
+
+    stem: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Matrix:
     """A stored weight of shape (out, inner), dense or in blocks (see weights.Blocks).
 
     `parts` are matrices of different formats whose outputs stand side by side; the fields between
     are then those of the first.
-    `bias` (out,) is added to what it computes.
+    `bias` (out,) is added to what it computes. `slots` cover its outputs in order, or are none.
     """
 
     shape: tuple[int, int]
@@ -33,6 +41,7 @@ class Matrix:
     lowest: int = 0
     bias: Stored | None = None
     parts: tuple[Matrix, ...] = ()
+    slots: tuple[Slot, ...] = ()
 
 
 def embedding(g: Graph, ids: Value, table: Matrix) -> Value:
@@ -107,6 +116,8 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     """
     if w.parts:
         return g.op("Concat", *(linear(g, x, part) for part in w.parts), axis=-1)
+    if w.slots and g.adapters:
+        return g.op("Add", linear(g, x, replace(w, slots=())), _low_rank(g, x, w))
     out, inner = w.shape
     if not w.scales:
         y = g.op("FusedMatMul", x, _float32(g, g.weight(w.values), w.values), transB=1)
@@ -133,6 +144,22 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     # and in its own layout that takes half the time.
     shift = _block_shift(g, w, (1, out, inner // w.block_size))
     return g.op("Add", y, g.op("FusedMatMul", sums, shift, transB=1))
+
+
+def _low_rank(g: Graph, x: Value, w: Matrix) -> Value:
+    """x @ A.T @ B.T of every slot side by side, (B, T, out); A (r, inner) and B (rows, r) are
+    inputs. A slot that is not used has r = 0 and gives zeros.
+
+    Hu et al., arXiv:2106.09685. ONNX Runtime's own adapters have no effect on bound inputs.
+    """
+    changes = []
+    for slot in w.slots:
+        rank = f"{slot.stem}.rank"
+        a = g.input(f"{slot.stem}.lora_A", FLOAT, (rank, w.shape[1]))
+        b = g.input(f"{slot.stem}.lora_B", FLOAT, (slot.rows, rank))
+        narrow = g.op("FusedMatMul", x, a, transB=1)
+        changes.append(g.op("FusedMatMul", narrow, b, transB=1))
+    return changes[0] if len(changes) == 1 else g.op("Concat", *changes, axis=-1)
 
 
 def _add_bias(g: Graph, y: Value, w: Matrix) -> Value:

@@ -5,36 +5,35 @@ The manifest is written last, so a folder without one is an export that did not 
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgellm.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Shape, Source
 from edgellm.bundle.manifest import Graph as GraphFile
+from edgellm.bundle.manifest import Manifest, Shape, Source
 from edgellm.errors import StorageFailed, UsageError
-from edgellm.version import version
-from edgellm_export import arch, io, optimum, publish, verify
+from edgellm_export import arch, changes, io, optimum, verify
 from edgellm_export.arch import Architecture
 from edgellm_export.checkpoint import Checkpoint
-from edgellm_export.checkpoint.lora import REQUANTIZED, LoraCheckpoint
-from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile
 from edgellm_export.graph import EXACT, Graph
 from edgellm_export.progress import Notice, Steps, silent, uncounted
+from edgellm_export.publish import Finished, publish
 from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate
-from edgellm_export.recipe import Integer, Keep, Recipe, Treatment, describe, recipe
+from edgellm_export.recipe import Keep, Recipe, recipe
+from edgellm_export.shrink import Shrink, Shrunk
 from edgellm_export.store import StoredWeights, WeightStore, stored_suffix
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to export. `recipe` None: what suits the source (see `default_recipe`); `sampling`: keys
-    of generation_config.json that the source may lack; `lora`: folder of an adapter to merge;
-    `tracer`: the Python that has optimum, for architectures without a builder of ours."""
+    of generation_config.json that the source may lack; `lora`: folder of an adapter, merged unless
+    `lora_at_run_time` only makes room for it and its like; `shrink`: what to leave out; `tracer`:
+    the Python that has optimum, for architectures without a builder of ours."""
 
     source: Path
     recipe: Recipe | None
@@ -43,7 +42,21 @@ class Job:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     lora: Path | None = None
     calibration: Calibration | None = None
+    shrink: Shrink = field(default_factory=Shrink)
+    lora_at_run_time: bool = False
     tracer: Path = Path(sys.executable)
+
+    def __post_init__(self) -> None:
+        if self.lora_at_run_time and self.shrink.measured:
+            raise UsageError(
+                "an adapter at run time fits whole layers; merge it, or leave out --drop-layers "
+                "and --mlp-width"
+            )
+
+    @property
+    def merged(self) -> Path | None:
+        """The adapter that is merged."""
+        return None if self.lora_at_run_time else self.lora
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -71,20 +84,24 @@ def _export(job: Job, out: Path, notice: Notice, steps: Steps) -> Manifest:
         from edgellm_export.optimum.pipeline import export_traced
 
         return export_traced(job, out, verify.Watch(notice, steps))
-    checkpoint = _open(job)
+    shrunk = changes.opened(job, notice)
+    checkpoint = shrunk.checkpoint
     architecture = arch.find(checkpoint.config["model_type"])
-    graphs = out / "onnx"
-    graphs.mkdir()
-    chosen, found = _calibrated(job, checkpoint, architecture, notice)
-    instead = _instead(checkpoint, chosen, notice)
+    folder = out / "onnx"
+    folder.mkdir()
+    chosen, found = _calibrated(job, shrunk, architecture, notice)
+    instead = changes.instead(checkpoint, chosen, notice)
+    slots = changes.slots(job, checkpoint)
     notice(f"converting {job.name} ({chosen.name})")
-    with DataFile(graphs / "weights") as data:
-        store = WeightStore(checkpoint, chosen, data, instead, found.statistics if found else None)
+    with DataFile(folder / "weights") as data:
+        statistics = found.statistics if found else None
+        store = WeightStore(checkpoint, chosen, data, instead, statistics, slots)
         weights = _stored(architecture, store, steps)
     _check_names(job.recipe, store)
+    changes.check_slots(slots, store.places)
     suffix = stored_suffix(store) if chosen.linear == Keep() else chosen.suffix
     data.rename(f"model{suffix}.onnx_data")
-    drawn = _draw(architecture, weights, graphs, suffix, chosen.accuracy_level)
+    drawn = _draw(architecture, weights, folder, suffix, chosen.accuracy_level)
     for line in checkpoint.notices:
         notice(line)
     shape = architecture.shape(weights)
@@ -94,25 +111,16 @@ def _export(job: Job, out: Path, notice: Notice, steps: Steps) -> Manifest:
     text = None if found is None else found.ids[0].tolist()
     report = verify.check(candidate, checkpoint, text, verify.Watch(notice, steps))
     drawn.exact.unlink()
-    manifest = Manifest(
-        name=job.name,
-        producer=f"edgellm {version()}",
-        source=dataclasses.replace(job.origin, licence=job.origin.licence or checkpoint.licence),
-        shape=shape,
-        graphs={
-            kind: GraphFile(kind, f"onnx/{path.name}", f"onnx/{data.path.name}", probed)
-            for kind, path, probed in (
-                ("native", drawn.native, io.probe_layer(shape.num_hidden_layers)),
-                ("portable", drawn.portable, None),
-            )
-        },
-        files=publish.records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
-        recipe=_recipe_record(job, chosen, found),
-        self_check=report.to_json(),
-        weight_bytes=publish.weight_bytes(store.places),
-    )
-    (out / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
+    graphs = {
+        kind: GraphFile(kind, f"onnx/{path.name}", f"onnx/{data.path.name}", probed)
+        for kind, path, probed in (
+            ("native", drawn.native, io.probe_layer(shape.num_hidden_layers)),
+            ("portable", drawn.portable, None),
+        )
+    }
+    record = _recipe_record(job, chosen, found) | shrunk.record
+    finished = Finished(out, shape, store, graphs, record, report.to_json())
+    return publish(finished, job.name, job.origin)
 
 
 def _stored(architecture: Architecture, store: WeightStore, steps: Steps) -> Any:
@@ -184,39 +192,25 @@ def _candidate(out: Path, drawn: _Drawn, shape: Shape, store: WeightStore) -> ve
     )
 
 
-def _open(job: Job) -> Checkpoint:
-    checkpoint = open_checkpoint(job.source)
-    return checkpoint if job.lora is None else LoraCheckpoint(checkpoint, job.lora)
-
-
-def _instead(checkpoint: Checkpoint, chosen: Recipe, notice: Notice) -> Mapping[str, Treatment]:
-    """What becomes of merged weights when the recipe keeps all others."""
-    if not isinstance(checkpoint, LoraCheckpoint) or chosen.linear != Keep():
-        return {}
-    instead = checkpoint.instead()
-    count = sum(isinstance(treatment, Integer) for treatment in instead.values())
-    if count:
-        notice(f"{count} merged layers become {describe(REQUANTIZED)}; the others stay exact")
-    return instead
-
-
 def _recipe_record(job: Job, chosen: Recipe, found: Calibrated | None) -> dict[str, Any]:
     """What the manifest says of how the weights were made."""
     record: dict[str, Any] = chosen.to_json()
     if job.lora is not None:
         record["lora"] = job.lora.name
+        record["lora_mode"] = "runtime" if job.lora_at_run_time else "merge"
     if found is not None:
         record["calibration"] = dict(found.record)
     return record
 
 
 def _calibrated(
-    job: Job, checkpoint: Checkpoint, architecture: Architecture, notice: Notice
+    job: Job, shrunk: Shrunk, architecture: Architecture, notice: Notice
 ) -> tuple[Recipe, Calibrated | None]:
     """The recipe, and what calibration found when the job wants it."""
-    chosen = job.recipe or default_recipe(checkpoint)
+    chosen = job.recipe or default_recipe(shrunk.checkpoint)
     if job.calibration is None:
         return chosen, None
     chosen = chosen.calibrated()
-    found = calibrate(checkpoint, architecture, job.calibration, notice)
-    return dataclasses.replace(chosen, matrices={**chosen.matrices, **found.matrices}), found
+    wanted = changes.own_cache(job, job.calibration, shrunk.record)
+    found = calibrate(shrunk.checkpoint, architecture, wanted, notice)
+    return replace(chosen, matrices={**chosen.matrices, **found.matrices}), found

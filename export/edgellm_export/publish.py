@@ -1,17 +1,50 @@
-"""What a manifest says of a bundle's files: their digests, and the memory their weights take."""
+"""The last step of an export: the manifest, with the digest of every file beside it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from edgellm.bundle.manifest import FileRecord
+from edgellm.bundle.manifest import MANIFEST_NAME, FileRecord, Graph, Manifest, Shape, Source
+from edgellm.version import version
 from edgellm_export.data import Stored
-from edgellm_export.store import Place
+from edgellm_export.store import Place, WeightStore
 
 
-def records(folder: Path, known: Mapping[Path, FileRecord]) -> dict[str, FileRecord]:
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Everything of a checked bundle but its manifest."""
+
+    folder: Path
+    shape: Shape
+    store: WeightStore
+    graphs: Mapping[str, Graph]
+    recipe: Mapping[str, Any]
+    self_check: Mapping[str, Any]
+
+
+def publish(bundle: Finished, name: str, origin: Source) -> Manifest:
+    """The manifest, now in the folder. The checkpoint's licence is the one if `origin` has none."""
+    data = bundle.store.data
+    manifest = Manifest(
+        name=name,
+        producer=f"edgellm {version()}",
+        source=replace(origin, licence=origin.licence or bundle.store.checkpoint.licence),
+        shape=bundle.shape,
+        graphs=bundle.graphs,
+        files=_records(bundle.folder, {data.path: FileRecord(data.bytes, data.sha256)}),
+        recipe=bundle.recipe,
+        self_check=bundle.self_check,
+        weight_bytes=weight_bytes(bundle.store.places),
+    )
+    (bundle.folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _records(folder: Path, known: Mapping[Path, FileRecord]) -> dict[str, FileRecord]:
     """Bytes and sha256 of every file in the folder, by its path inside."""
     records = {}
     for path in sorted(folder.rglob("*")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from edgellm.errors import Incompatible
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.data import DataFile, Stored
-from edgellm_export.linear import Matrix
+from edgellm_export.linear import Matrix, Slot
 from edgellm_export.progress import silent
 from edgellm_export.quantize import treat
 from edgellm_export.recipe import Keep, Recipe, Treatment
@@ -55,6 +55,7 @@ class WeightStore:
 
     `instead` has the treatment of single tensors for which the recipe's does not do.
     `statistics` has what calibration found for a matrix, by its name.
+    `slots`: names of weights that a run-time adapter may change.
     `told` hears the name of each matrix that has been written.
     """
 
@@ -63,6 +64,7 @@ class WeightStore:
     data: DataFile
     instead: Mapping[str, Treatment] = field(default_factory=dict)
     statistics: Callable[[str], Float32 | None] | None = None
+    slots: Collection[str] = ()
     places: dict[str, Place] = field(default_factory=dict)
     matrices: dict[str, Matrix] = field(default_factory=dict)
     parameters: int = 0
@@ -140,7 +142,11 @@ class WeightStore:
             raise Incompatible(f"tensor {parts[0]}.weight: {error}") from error
         if bias:
             matrix = replace(matrix, bias=self._biases(f"{name}.bias", parts))
-        self._place([f"{part}.weight" for part in parts], weights, matrix, treatment)
+        names = [f"{part}.weight" for part in parts]
+        if any(one in self.slots for one in names):
+            rows = [weight.shape[0] for weight in weights]
+            matrix = replace(matrix, slots=tuple(map(Slot, parts, rows)))
+        self._place(names, weights, matrix, treatment)
         self.matrices[name] = matrix
         self._wrote(name, matrix)
         return matrix

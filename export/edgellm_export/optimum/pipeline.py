@@ -6,7 +6,6 @@ forward pass; that graph has to agree with torch first.
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ import numpy as np
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
-from edgellm.bundle.manifest import CONCAT, MANIFEST_NAME, FileRecord, Manifest, Shape
+from edgellm.bundle.manifest import CONCAT, Manifest, Shape
 from edgellm.bundle.manifest import Graph as GraphFile
 from edgellm.errors import UsageError
-from edgellm.version import version
-from edgellm_export import fidelity, publish, verify
+from edgellm_export import fidelity, verify
 from edgellm_export.checkpoint.safetensors import text_files
 from edgellm_export.checks import SelfCheckFailed
 from edgellm_export.configs import write_configs
@@ -32,8 +30,10 @@ from edgellm_export.optimum.checkpoint import TracedCheckpoint
 from edgellm_export.optimum.draw import StoredModel, draw, store
 from edgellm_export.optimum.model import TracedModel
 from edgellm_export.optimum.trace import Trace
+from edgellm_export.publish import Finished, publish
 from edgellm_export.recipe import Keep, Recipe, recipe
 from edgellm_export.reference.parts import Weight
+from edgellm_export.shrink import Shrink
 from edgellm_export.store import StoredWeights, WeightStore
 from edgellm_export.verify import Watch
 from edgellm_export.weights import Float32
@@ -65,7 +65,15 @@ def export_traced(job: Job, out: Path, watch: Watch) -> Manifest:
         notice("checking it against torch and the float graph")
         report = _check(made, checkpoint, traced, work, watch)
     made.exact.unlink()
-    return _publish(job, out, made, checkpoint, chosen, report)
+    graphs = {
+        kind: GraphFile(
+            kind, f"onnx/{path.name}", f"onnx/{made.store.data.path.name}", cache=CONCAT
+        )
+        for kind, path in (("native", made.native), ("portable", made.portable))
+    }
+    record = chosen.to_json() | {"traced_by": "optimum-onnx"}
+    finished = Finished(out, made.shape, made.store, graphs, record, report)
+    return publish(finished, job.name, job.origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,10 @@ def _recipe(job: Job) -> Recipe:
     if job.calibration is not None or job.lora is not None:
         what = "calibrated" if job.lora is None else "merged with an adapter"
         raise UsageError(f"a model without a builder here cannot be {what}; leave that out")
+    if job.shrink != Shrink():
+        raise UsageError(
+            "of a model without a builder here nothing can be left out; keep all of it"
+        )
     return chosen
 
 
@@ -195,30 +207,3 @@ def _write_floats(traced: Path, weights: Weight, path: Path) -> None:
         whole = np.ascontiguousarray(values.T if product.transposed else values)
         product.weight.const_value = ir.tensor(whole, name=product.weight.name)
     ir.save(model.onnx, path, external_data=f"{path.name}_data")
-
-
-def _publish(
-    job: Job,
-    out: Path,
-    made: _Made,
-    checkpoint: TracedCheckpoint,
-    chosen: Recipe,
-    report: Mapping[str, Any],
-) -> Manifest:
-    data = made.store.data
-    manifest = Manifest(
-        name=job.name,
-        producer=f"edgellm {version()}",
-        source=dataclasses.replace(job.origin, licence=job.origin.licence or checkpoint.licence),
-        shape=made.shape,
-        graphs={
-            kind: GraphFile(kind, f"onnx/{path.name}", f"onnx/{data.path.name}", cache=CONCAT)
-            for kind, path in (("native", made.native), ("portable", made.portable))
-        },
-        files=publish.records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
-        recipe=chosen.to_json() | {"traced_by": "optimum-onnx"},
-        self_check=report,
-        weight_bytes=publish.weight_bytes(made.store.places),
-    )
-    (out / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
