@@ -38,9 +38,14 @@ FLOORS = {
 # What the exporter may take from the runtime: vocabulary, never behaviour.
 EXPORT_MAY_IMPORT = ("edgellm.errors", "edgellm.bundle.manifest", "edgellm.device.profiles")
 # The exceptions: the self-check must run the session that users run, not one like it; calibration
-# needs activations, and text that the model writes itself.
+# needs activations, and text that the model writes itself; a KV cache is measured in use.
 EXPORT_EXCEPTIONS = {
     "edgellm_export.quantize.capture": ("edgellm.runtime.session",),
+    "edgellm_export.quantize.kv": (
+        "edgellm.runtime.cache",
+        "edgellm.runtime.options",
+        "edgellm.runtime.session",
+    ),
     "edgellm_export.quantize.selftext": (
         "edgellm.bundle",
         "edgellm.runtime.session",

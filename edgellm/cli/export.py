@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgellm.hub.convert import CalibrationOptions
 
 PRECISIONS = ("exact", "compact", "int4", "int8", "fp16", "fp32")
+KV_TYPES = ("fp32", "fp16", "int8")
 
 
 @click.command("export")
@@ -31,6 +32,13 @@ PRECISIONS = ("exact", "compact", "int4", "int8", "fp16", "fp32")
 @click.option(
     "--target-mb", type=float, metavar="MB", help="Calibrate with mixed bits within this size."
 )
+@click.option(
+    "--kv",
+    type=click.Choice(KV_TYPES),
+    default="fp32",
+    show_default=True,
+    help="What the KV cache keeps; int8 is calibrated.",
+)
 @click.option("--offline", is_flag=True, default=None, help="Fetch nothing; fail if it is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -42,6 +50,7 @@ def command(
     calibration: Path | None,
     calibration_tokens: int | None,
     target_mb: float | None,
+    kv: str,
     offline: bool | None,
     as_json: bool,
 ) -> None:
@@ -58,7 +67,7 @@ def command(
     """
     from edgellm import settings
     from edgellm.hub import HubOptions, Store, Terminal, export_to
-    from edgellm.hub.convert import Exporter
+    from edgellm.hub.convert import Exporter, Forms
 
     chosen, progress = settings.current({"offline": offline}), Terminal()
     wanted = None
@@ -68,7 +77,7 @@ def command(
     named = precision or (None if target_mb is None else "int4")
     options = HubOptions(chosen.offline, named, lora)
     store = Store(chosen.home_folder())
-    exporter = Exporter(progress, wanted) if wanted else None
+    exporter = Exporter(progress, wanted, Forms(kv))
     folder = export_to(output, source, store, options, progress, exporter)
     report(folder, as_json)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +39,13 @@ class CalibrationOptions:
     target_mb: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """What a bundle is made for: `kv` fp32, fp16 or int8, the type of its KV cache."""
+
+    kv: str = "fp32"
+
+
 class Converter(Protocol):
     def convert(self, job: Conversion, out: Path) -> None:
         """Fills the empty folder `out` with a bundle."""
@@ -48,7 +55,12 @@ class Converter(Protocol):
 class Exporter:
     """`edgellm_export` as a Converter; MissingExtra when what it needs is not installed."""
 
-    def __init__(self, progress: Progress, calibration: CalibrationOptions | None = None) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        calibration: CalibrationOptions | None = None,
+        forms: Forms = Forms(),
+    ) -> None:
         missing = [name for name in _NEEDED if find_spec(name) is None]
         if missing:
             raise MissingExtra(
@@ -56,6 +68,7 @@ class Exporter:
             )
         self._progress = progress
         self._calibration = calibration
+        self._forms = forms
 
     def convert(self, job: Conversion, out: Path) -> None:
         from edgellm_export.pipeline import Job, export_bundle
@@ -73,6 +86,7 @@ class Exporter:
                 target_mb=options.target_mb,
             )
         made = Job(job.source, chosen, job.origin, job.name, sampling, job.lora, calibration)
+        made = replace(made, kv=self._forms.kv)
         export_bundle(made, out, self._progress.notice)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.bundle.manifest import Shape
-from edgellm.errors import Corrupt, EdgellmError, MissingExtra
+from edgellm.errors import Corrupt, EdgellmError, Incompatible, MissingExtra
 from edgellm.runtime import providers
 from edgellm.runtime.cache import KVCache
 from edgellm.runtime.options import LoadOptions
@@ -29,6 +29,12 @@ Float32 = NDArray[np.float32]
 TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
 # Bindings kept for a cache: decoding, full prefill chunks and the last, shorter chunk.
 KEPT_BINDINGS = 3
+# What a manifest calls a cache's type, and what ONNX Runtime does.
+_CACHE_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "int8": "tensor(int8)",
+}
 
 
 def load_onnxruntime() -> ModuleType:
@@ -69,6 +75,7 @@ class Session:
         self.shape = shape
         self.notice = chosen.notice
         self._session = _open(self._ort, graph, chosen.provider, options.threads)
+        _check_cache_type(self._session, graph, shape)
         self._bound: dict[tuple[int, int, int, int], _Bound] = {}
 
     def placement(self) -> dict[str, Placement]:
@@ -152,6 +159,20 @@ def _open(ort: ModuleType, graph: Path, provider: str, threads: int | None) -> A
     # Without this an error on an accelerator is retried on the CPU, silently.
     session.disable_fallback()
     return session
+
+
+def _check_cache_type(session: Any, graph: Path, shape: Shape) -> None:
+    """Incompatible unless the graph's cache is what the manifest says: buffers are made of that."""
+    wanted = _CACHE_TYPES.get(shape.kv_dtype)
+    if wanted is None:
+        known = ", ".join(_CACHE_TYPES)
+        raise Incompatible(f"unknown KV cache type {shape.kv_dtype!r}; known are {known}")
+    found = {value.type for value in session.get_inputs() if value.name.startswith("past")}
+    if found - {wanted}:
+        raise Incompatible(
+            f"{graph} keeps {', '.join(sorted(found))} in its cache, the manifest says {wanted}; "
+            "export the model again"
+        )
 
 
 def _one_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm_export.data import DataFile, Stored
-from edgellm_export.graph import FLOAT, Graph, Value
+from edgellm_export.graph import FLOAT, FLOAT16, INT8, Graph, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,26 +123,55 @@ def attention(
     qkv (B, T, (H + 2 K) * N) holds the packed heads of the new tokens, or three values each their
     own; without `rope` they are not turned. Returns (B, T, H * N).
     """
+    stored = _KV_TYPES[g.kv.dtype]
     shape = ("batch_size", heads.kv, "past_sequence_length", heads.width)
-    past = [g.input(f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value")]
+    past = [g.input(f"past_key_values.{layer}.{part}", stored, shape) for part in ("key", "value")]
     new = (qkv, None, None) if isinstance(qkv, Value) else qkv
+    tables = (g.weight(rope.cos), g.weight(rope.sin)) if rope else ()
+    # The kernel stores float16 only when it also computes with it.
+    half = stored == FLOAT16
     y, key, value = g.ops(
         "GroupQueryAttention",
-        *new,
+        *(_float16(g, part) if half else part for part in new),
         *past,
         position.last,
         position.total,
-        *((g.weight(rope.cos), g.weight(rope.sin)) if rope else ()),
+        *(_float16(g, table) if half else table for table in tables),
+        *_kv_scales(g, layer, len(tables)),
         outputs=3,
         num_heads=heads.query,
         kv_num_heads=heads.kv,
         do_rotary=1 if rope else 0,
         **_score_attributes(scores),
+        **_kv_attributes(g),
     )
     shape = ("batch_size", heads.kv, "total_sequence_length", heads.width)
-    g.output(f"present.{layer}.key", key, FLOAT, shape)
-    g.output(f"present.{layer}.value", value, FLOAT, shape)
-    return y
+    g.output(f"present.{layer}.key", key, stored, shape)
+    g.output(f"present.{layer}.value", value, stored, shape)
+    return g.op("Cast", y, to=int(FLOAT)) if half else y
+
+
+_KV_TYPES = {"float32": FLOAT, "float16": FLOAT16, "int8": INT8}
+
+
+def _float16(g: Graph, value: Value | None) -> Value | None:
+    return value if value is None else g.op("Cast", value, to=int(FLOAT16))
+
+
+def _kv_scales(g: Graph, layer: int, tables: int) -> Sequence[Value | None]:
+    """What an integer cache needs, as inputs behind that many of the two rotary tables."""
+    if not g.kv.scales:
+        return ()
+    # One scale for each channel of each head, broadcast over batch and positions.
+    steps = [g.constant(scale[None, :, None, :]) for scale in g.kv.scales[layer]]
+    return (*[None] * (5 - tables), *steps)
+
+
+def _kv_attributes(g: Graph) -> dict[str, int | str]:
+    if not g.kv.scales:
+        return {}
+    kind = "PER_CHANNEL"
+    return {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": 8}
 
 
 def _score_attributes(scores: Scores) -> dict[str, float]:

@@ -21,13 +21,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgellm_export.data import Stored
+from edgellm_export.kv import FLOAT32_KV, KVType
 
 Value = ir.Value
 Dim = int | str
 Attribute = int | float | str | Sequence[int] | Sequence[float]
 
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
-FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+FLOAT, FLOAT16, INT8 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8
 
 # Opset 21: the newest that transformers.js, genai and optimum load alike.
 OPSET, IR_VERSION = 21, 10
@@ -59,6 +60,8 @@ class Graph:
         self.accuracy_level = accuracy_level
         # True: a quantized embedding is spelled in standard operators (blocks.embedding).
         self.spell_embedding = False
+        # How blocks.attention stores keys and values.
+        self.kv: KVType = FLOAT32_KV
         self._name = name
         self._data_file = data_file
         self._scopes: list[str] = []

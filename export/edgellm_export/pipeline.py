@@ -15,15 +15,17 @@ from typing import Any
 from edgellm.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Shape, Source
 from edgellm.bundle.manifest import Graph as GraphFile
 from edgellm.errors import StorageFailed
-from edgellm_export import arch, io, verify
+from edgellm_export import arch, verify
 from edgellm_export.arch import Architecture
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.checkpoint.lora import REQUANTIZED, LoraCheckpoint
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile, Stored
-from edgellm_export.graph import EXACT, Graph
-from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate
+from edgellm_export.drawing import Drawn, Model, draw
+from edgellm_export.kv import KV_WORDS, kv_dtype
+from edgellm_export.quantize import kv
+from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate, read_text
 from edgellm_export.recipe import Integer, Keep, Recipe, Treatment, describe, recipe
 from edgellm_export.store import Place, StoredWeights, WeightStore, stored_suffix
 
@@ -33,7 +35,8 @@ PRODUCER = "edgellm 0.1.0"
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to export. `recipe` None: what suits the source (see `default_recipe`); `sampling`: keys
-    of generation_config.json that the source may lack; `lora`: folder of an adapter to merge."""
+    of generation_config.json that the source may lack; `lora`: folder of an adapter to merge; `kv`:
+    what the KV cache keeps (kv.KV_DTYPES)."""
 
     source: Path
     recipe: Recipe | None
@@ -42,6 +45,7 @@ class Job:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     lora: Path | None = None
     calibration: Calibration | None = None
+    kv: str = "fp32"
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -79,15 +83,18 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
         weights = architecture.store(store)
     suffix = stored_suffix(store) if chosen.linear == Keep() else chosen.suffix
     data.rename(f"model{suffix}.onnx_data")
-    drawn = _draw(architecture, weights, graphs, suffix, chosen.accuracy_level)
     for line in checkpoint.notices:
         notice(line)
-    shape = architecture.shape(weights)
-    write_configs(out, checkpoint, shape, f"onnx/{drawn.portable.name}", job.sampling)
+    shape = dataclasses.replace(architecture.shape(weights), kv_dtype=kv_dtype(job.kv))
+    write_configs(out, checkpoint, shape, f"onnx/model{suffix}.onnx", job.sampling)
+    model = Model(architecture, weights, data.path)
+    cache = kv.choose(model, kv_dtype(job.kv), out, _text(job), notice)
+    drawn = draw(model, suffix, chosen.accuracy_level, cache.kind)
     notice("checking it against a numpy forward pass on the same weights")
     candidate = _candidate(out, drawn, shape, store)
     report = verify.check(candidate, checkpoint, notice)
-    drawn.exact.unlink()
+    self_check = {**report.to_json(), **kv.record(cache, drawn, shape)}
+    drawn.forget()
     manifest = Manifest(
         name=job.name,
         producer=PRODUCER,
@@ -99,48 +106,21 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
         },
         files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
         recipe=_recipe_record(job, chosen, found),
-        self_check=report.to_json(),
+        self_check=self_check,
         weight_bytes=_weight_bytes(store.places),
     )
     (out / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """The graphs of a bundle over one data file; `exact` is for the self-check only."""
-
-    native: Path
-    portable: Path
-    exact: Path
-
-
-def _draw(
-    architecture: Architecture, weights: Any, folder: Path, suffix: str, accuracy_level: int
-) -> _Drawn:
-    data = f"model{suffix}.onnx_data"
-    drawn = _Drawn(
-        folder / f"edgellm{suffix}.onnx",
-        folder / f"model{suffix}.onnx",
-        folder / f"check{suffix}.onnx",
-    )
-    for path, inputs, level in (
-        (drawn.native, io.native, accuracy_level),
-        (drawn.portable, io.portable, accuracy_level),
-        (drawn.exact, io.native, EXACT),
-    ):
-        g = Graph(path.stem, data, level)
-        architecture.build(g, inputs(g), weights)
-        g.save(path)
-    return drawn
-
-
-def _candidate(out: Path, drawn: _Drawn, shape: Shape, store: WeightStore) -> verify.Candidate:
+def _candidate(out: Path, drawn: Drawn, shape: Shape, store: WeightStore) -> verify.Candidate:
     return verify.Candidate(
         out,
         drawn.native,
         drawn.portable,
         drawn.exact,
+        drawn.cached,
+        drawn.plain,
         shape,
         store.data,
         StoredWeights(store.data, store.places),
@@ -166,6 +146,12 @@ def _instead(
     return instead
 
 
+def _text(job: Job) -> str | None:
+    """The user's calibration text, if there is one."""
+    path = job.calibration.text if job.calibration else None
+    return None if path is None else read_text(path)
+
+
 def _recipe_record(job: Job, chosen: Recipe, found: Calibrated | None) -> dict[str, Any]:
     """What the manifest says of how the weights were made."""
     record: dict[str, Any] = chosen.to_json()
@@ -173,6 +159,8 @@ def _recipe_record(job: Job, chosen: Recipe, found: Calibrated | None) -> dict[s
         record["lora"] = job.lora.name
     if found is not None:
         record["calibration"] = dict(found.record)
+    if job.kv != "fp32":
+        record["kv_cache"] = KV_WORDS[job.kv]
     return record
 
 
