@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from edgellm.hub.convert import CalibrationOptions
 
-PRECISIONS = ("exact", "compact", "int4", "int8", "fp16", "fp32")
+PRECISIONS = ("exact", "compact", "int4", "int8", "fp16", "fp32", "q4f16")
 KV_TYPES = ("fp32", "fp16", "int8")
 
 
@@ -35,9 +35,7 @@ KV_TYPES = ("fp32", "fp16", "int8")
 @click.option(
     "--kv",
     type=click.Choice(KV_TYPES),
-    default="fp32",
-    show_default=True,
-    help="What the KV cache keeps; int8 is calibrated.",
+    help="What the KV cache keeps; int8 is calibrated. [fp32; q4f16: fp16]",
 )
 @click.option("--offline", is_flag=True, default=None, help="Fetch nothing; fail if it is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -50,7 +48,7 @@ def command(
     calibration: Path | None,
     calibration_tokens: int | None,
     target_mb: float | None,
-    kv: str,
+    kv: str | None,
     offline: bool | None,
     as_json: bool,
 ) -> None:

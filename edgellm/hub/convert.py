@@ -41,9 +41,10 @@ class CalibrationOptions:
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """What a bundle is made for: `kv` fp32, fp16 or int8, the type of its KV cache."""
+    """What a bundle is made for: `kv` fp32, fp16 or int8, the type of its KV cache (None: that
+    of the activations)."""
 
-    kv: str = "fp32"
+    kv: str | None = None
 
 
 class Converter(Protocol):

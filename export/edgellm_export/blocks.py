@@ -74,6 +74,7 @@ def store_rope(
 
 
 def rms_norm(g: Graph, x: Value, weight: Stored, eps: float) -> Value:
+    x = g.to(x, FLOAT)
     return g.op("SimplifiedLayerNormalization", x, g.weight(weight), axis=-1, epsilon=eps)
 
 
@@ -81,6 +82,7 @@ def add_rms_norm(
     g: Graph, x: Value, residual: Value, weight: Stored, eps: float
 ) -> tuple[Value, Value]:
     """The normalised sum of x and residual, and the sum itself: the new residual."""
+    x, residual = g.to(x, FLOAT), g.to(residual, FLOAT)
     normalised, mean, deviation, total = g.ops(
         "SkipSimplifiedLayerNormalization", x, residual, g.weight(weight), outputs=4, epsilon=eps
     )
@@ -129,14 +131,14 @@ def attention(
     new = (qkv, None, None) if isinstance(qkv, Value) else qkv
     tables = (g.weight(rope.cos), g.weight(rope.sin)) if rope else ()
     # The kernel stores float16 only when it also computes with it.
-    half = stored == FLOAT16
+    computed = FLOAT16 if stored == FLOAT16 else g.activations
     y, key, value = g.ops(
         "GroupQueryAttention",
-        *(_float16(g, part) if half else part for part in new),
+        *(part and g.to(part, computed) for part in new),
         *past,
         position.last,
         position.total,
-        *(_float16(g, table) if half else table for table in tables),
+        *(g.to(table, computed) for table in tables),
         *_kv_scales(g, layer, len(tables)),
         outputs=3,
         num_heads=heads.query,
@@ -148,14 +150,10 @@ def attention(
     shape = ("batch_size", heads.kv, "total_sequence_length", heads.width)
     g.output(f"present.{layer}.key", key, stored, shape)
     g.output(f"present.{layer}.value", value, stored, shape)
-    return g.op("Cast", y, to=int(FLOAT)) if half else y
+    return g.to(y, g.activations)
 
 
 _KV_TYPES = {"float32": FLOAT, "float16": FLOAT16, "int8": INT8}
-
-
-def _float16(g: Graph, value: Value | None) -> Value | None:
-    return value if value is None else g.op("Cast", value, to=int(FLOAT16))
 
 
 def _kv_scales(g: Graph, layer: int, tables: int) -> Sequence[Value | None]:
@@ -184,7 +182,8 @@ def _score_attributes(scores: Scores) -> dict[str, float]:
 
 
 def scaled(g: Graph, x: Value, factor: float) -> Value:
-    return g.op("Mul", x, g.constant(np.array(factor, np.float32)))
+    constant = g.constant(np.array(factor, np.float32))
+    return g.op("Mul", x, g.to(constant, g.dtype(x)))
 
 
 def softcapped(g: Graph, x: Value, cap: float | None) -> Value:

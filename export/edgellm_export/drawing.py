@@ -10,8 +10,9 @@ from typing import Any
 from edgellm.bundle.manifest import Shape
 from edgellm_export import io
 from edgellm_export.arch import Architecture
-from edgellm_export.graph import EXACT, Graph
+from edgellm_export.graph import EXACT, FLOAT, FLOAT16, Graph
 from edgellm_export.kv import FLOAT32_KV, KVType
+from edgellm_export.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,12 @@ class Model:
         inputs: Callable[[Graph], io.Inputs],
         accuracy_level: int,
         kind: KVType = FLOAT32_KV,
+        half: bool = False,
     ) -> Graph:
-        """The graph that `path` will hold, not written yet."""
+        """The graph that `path` will hold, not written yet; `half`: float16 activations."""
         g = Graph(path.stem, self.data.name, accuracy_level)
         g.kv = kind
+        g.activations = FLOAT16 if half else FLOAT
         self.architecture.build(g, inputs(g), self.weights)
         return g
 
@@ -43,7 +46,8 @@ class Model:
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """`exact`, `cached` and `plain` are for the self-check only (see verify.Candidate). With a
-    float32 cache `cached` is `exact` and `plain` is `native`."""
+    float32 cache `cached` is `exact` and `plain` is `native`; float16 activations have no float32
+    cache, so that `plain` is `native` there too."""
 
     native: Path
     portable: Path
@@ -57,23 +61,24 @@ class Drawn:
             path.unlink()
 
 
-def draw(model: Model, suffix: str, accuracy_level: int, kind: KVType) -> Drawn:
+def draw(model: Model, suffix: str, chosen: Recipe, kind: KVType) -> Drawn:
     """The graphs of a bundle, written; `kind` is its cache."""
     folder = model.data.parent
+    half, level = chosen.activations == "float16", chosen.accuracy_level
     other = kind.dtype != "float32"
     drawn = Drawn(
         native=folder / f"edgellm{suffix}.onnx",
         portable=folder / f"model{suffix}.onnx",
         exact=folder / f"check{suffix}.onnx",
         cached=folder / f"{'cached' if other else 'check'}{suffix}.onnx",
-        plain=folder / f"{'plain' if other else 'edgellm'}{suffix}.onnx",
+        plain=folder / f"{'plain' if other and not half else 'edgellm'}{suffix}.onnx",
     )
-    wanted = {
-        drawn.native: (io.native, accuracy_level, kind),
-        drawn.portable: (io.portable, accuracy_level, kind),
-        drawn.cached: (io.native, EXACT, kind),
-        drawn.exact: (io.native, EXACT, FLOAT32_KV),
-        drawn.plain: (io.native, accuracy_level, FLOAT32_KV),
+    wanted: dict[Path, tuple[Callable[[Graph], io.Inputs], int, KVType, bool]] = {
+        drawn.plain: (io.native, level, FLOAT32_KV, False),
+        drawn.native: (io.native, level, kind, half),
+        drawn.portable: (io.portable, level, kind, half),
+        drawn.cached: (io.native, EXACT, kind, False),
+        drawn.exact: (io.native, EXACT, FLOAT32_KV, False),
     }
     for path, how in wanted.items():
         model.built(path, *how).save(path)

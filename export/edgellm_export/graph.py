@@ -62,6 +62,10 @@ class Graph:
         self.spell_embedding = False
         # How blocks.attention stores keys and values.
         self.kv: KVType = FLOAT32_KV
+        # FLOAT16: products and attention compute in it; norms and the residual stream never do,
+        # since float16 ends at 65,504 and a sum of squares gets there soon.
+        self.activations = FLOAT
+        self._half: set[Value] = set()
         self._name = name
         self._data_file = data_file
         self._scopes: list[str] = []
@@ -109,7 +113,20 @@ class Graph:
         for i, value in enumerate(node.outputs):
             value.name = f"{name}/output_{i}"
         self._nodes.append(node)
+        to_half = attributes.get("to") == int(FLOAT16) if op_type == "Cast" else None
+        if to_half or (to_half is None and not self._half.isdisjoint(filter(None, inputs))):
+            self._half.update(node.outputs)
         return node.outputs
+
+    def to(self, value: Value, dtype: ir.DataType) -> Value:
+        """`value`, a float, as FLOAT or FLOAT16. Casts of constants are folded once, at load."""
+        if (value in self._half) == (dtype == FLOAT16):
+            return value
+        return self.op("Cast", value, to=int(dtype))
+
+    def dtype(self, value: Value) -> ir.DataType:
+        """FLOAT16 or FLOAT, whichever `value`, a float, is."""
+        return FLOAT16 if value in self._half else FLOAT
 
     def omit(self, *values: Value) -> None:
         """Optional outputs that nobody wants: an unnamed one is not computed."""
@@ -139,6 +156,8 @@ class Graph:
                 name=name,
             )
             self._initializers[key] = _initializer(name, tensor, shape)
+            if stored.dtype == np.float16:
+                self._half.add(self._initializers[key])
         return self._initializers[key]
 
     @property

@@ -58,4 +58,4 @@ def output_logits(g: Graph, inputs: Inputs, logits: Value, vocab_size: int) -> N
     """The logits output, (B, T, V) or (1, rows, V)."""
     rows = "sequence_length" if inputs.rows is None else "rows"
     batch = "batch_size" if inputs.rows is None else 1
-    g.output("logits", logits, FLOAT, (batch, rows, vocab_size))
+    g.output("logits", g.to(logits, FLOAT), FLOAT, (batch, rows, vocab_size))

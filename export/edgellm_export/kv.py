@@ -36,8 +36,16 @@ class KVType:
 FLOAT32_KV = KVType("float32")
 
 
-def kv_dtype(name: str) -> KVDtype:
-    """The manifest's word for what people type; UsageError lists what there is."""
+def kv_dtype(name: str | None, activations: Literal["float32", "float16"]) -> KVDtype:
+    """The manifest's word for what people type, None being the type of the activations.
+
+    UsageError lists what there is, or says what float16 activations do not go with: attention on
+    CUDA and WebGPU, which they are for, reads float16 there (docs/OperatorKernels.md).
+    """
+    if name is None:
+        return activations
     if name not in KV_DTYPES:
         raise UsageError(f"unknown KV cache type {name!r}; choose one of {', '.join(KV_DTYPES)}")
+    if activations == "float16" and name != "fp16":
+        raise UsageError(f"--kv {name} does not go with float16 activations; leave it out")
     return KV_DTYPES[name]

@@ -36,10 +36,10 @@ class Matrix:
 
 
 def embedding(g: Graph, ids: Value, table: Matrix) -> Value:
-    """Rows of the table: ids (B, T) to (B, T, D)."""
+    """Rows of the table: ids (B, T) to (B, T, D), float32: the residual stream begins here."""
     inner = table.shape[1]
     if not table.scales:
-        return _float32(g, g.op("Gather", g.weight(table.values), ids), table.values)
+        return g.to(g.op("Gather", g.weight(table.values), ids), FLOAT)
     rows = _spelled_rows(g, ids, table) if g.spell_embedding else _fused_rows(g, ids, table)
     if not table.minima:
         return rows
@@ -56,7 +56,7 @@ def _fused_rows(g: Graph, ids: Value, table: Matrix) -> Value:
         "GatherBlockQuantized",
         g.weight(table.values, (table.shape[0], table.shape[1] * table.bits // 8)),
         ids,
-        _float32(g, g.weight(table.scales), table.scales),
+        g.to(g.weight(table.scales), FLOAT),
         _explicit_zeros(g, table),
         bits=table.bits,
         block_size=table.block_size,
@@ -78,7 +78,7 @@ def _spelled_rows(g: Graph, ids: Value, table: Matrix) -> Value:
         padded = g.op("Reshape", _unpacked(g, packed, table.bits), _ints(g, 0, 0, -1))
         kept = g.op("Slice", padded, _ints(g, 0), _ints(g, blocks), _ints(g, 2))
         zeros = g.op("Unsqueeze", kept, _ints(g, -1))
-    scales = _float32(g, g.op("Gather", g.weight(table.scales), ids), table.scales)
+    scales = g.to(g.op("Gather", g.weight(table.scales), ids), FLOAT)
     rows = g.op("Mul", g.op("Sub", codes, zeros), g.op("Unsqueeze", scales, _ints(g, -1)))
     return g.op("Reshape", rows, _ints(g, 0, 0, table.shape[1]))
 
@@ -105,17 +105,18 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     block. Centred like this, the int8 rounding of x is not amplified by the minimum (mean KL of
     SmolLM2-135M Q4_1 against float32: 0.004; with zero point 0: 0.014).
     """
+    x = g.to(x, g.activations)
     if w.parts:
         return g.op("Concat", *(linear(g, x, part) for part in w.parts), axis=-1)
     out, inner = w.shape
     if not w.scales:
-        y = g.op("FusedMatMul", x, _float32(g, g.weight(w.values), w.values), transB=1)
+        y = g.op("FusedMatMul", x, g.to(g.weight(w.values), g.activations), transB=1)
         return _add_bias(g, y, w)
     y = g.op(
         "MatMulNBits",
         x,
         g.weight(w.values),
-        _float32(g, g.weight(w.scales), w.scales),
+        g.to(g.weight(w.scales), g.activations),
         g.weight(w.zero_points) if w.zero_points else None,
         K=inner,
         N=out,
@@ -131,17 +132,12 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     sums = g.op("ReduceSum", blocks, _ints(g, -1), keepdims=0)
     # Three axes keep ONNX Runtime from packing this matrix: a single row streams it from memory,
     # and in its own layout that takes half the time.
-    shift = _block_shift(g, w, (1, out, inner // w.block_size))
+    shift = g.to(_block_shift(g, w, (1, out, inner // w.block_size)), g.activations)
     return g.op("Add", y, g.op("FusedMatMul", sums, shift, transB=1))
 
 
 def _add_bias(g: Graph, y: Value, w: Matrix) -> Value:
-    return g.op("Add", y, g.weight(w.bias)) if w.bias else y
-
-
-def _float32(g: Graph, value: Value, stored: Stored) -> Value:
-    """`value` as float32. Casts of constants are folded once, at load."""
-    return value if stored.dtype == np.float32 else g.op("Cast", value, to=int(FLOAT))
+    return g.op("Add", y, g.to(g.weight(w.bias), g.activations)) if w.bias else y
 
 
 def _block_shift(g: Graph, w: Matrix, shape: tuple[int, ...]) -> Value:
@@ -149,8 +145,8 @@ def _block_shift(g: Graph, w: Matrix, shape: tuple[int, ...]) -> Value:
     if w.minima is None or w.scales is None:
         raise ValueError("only blocks with minima have a shift")
     middle = g.constant(np.array((1 << (w.bits - 1)) - w.lowest, np.float32))
-    scales = _float32(g, g.weight(w.scales, shape), w.scales)
-    minima = _float32(g, g.weight(w.minima, shape), w.minima)
+    scales = g.to(g.weight(w.scales, shape), FLOAT)
+    minima = g.to(g.weight(w.minima, shape), FLOAT)
     return g.op("Add", minima, g.op("Mul", scales, middle))
 
 

@@ -23,7 +23,7 @@ from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile, Stored
 from edgellm_export.drawing import Drawn, Model, draw
-from edgellm_export.kv import KV_WORDS, kv_dtype
+from edgellm_export.kv import KV_WORDS, KVType, kv_dtype
 from edgellm_export.quantize import kv
 from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate, read_text
 from edgellm_export.recipe import Integer, Keep, Recipe, Treatment, describe, recipe
@@ -36,7 +36,7 @@ PRODUCER = "edgellm 0.1.0"
 class Job:
     """What to export. `recipe` None: what suits the source (see `default_recipe`); `sampling`: keys
     of generation_config.json that the source may lack; `lora`: folder of an adapter to merge; `kv`:
-    what the KV cache keeps (kv.KV_DTYPES)."""
+    what the KV cache keeps (kv.KV_DTYPES), None: the type of the activations."""
 
     source: Path
     recipe: Recipe | None
@@ -45,7 +45,7 @@ class Job:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     lora: Path | None = None
     calibration: Calibration | None = None
-    kv: str = "fp32"
+    kv: str | None = None
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -76,6 +76,7 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     graphs = out / "onnx"
     graphs.mkdir()
     chosen, found = _calibrated(job, checkpoint, architecture, notice)
+    dtype = kv_dtype(job.kv, chosen.activations)
     instead = _instead(checkpoint, chosen, notice)
     notice(f"converting {job.name} ({chosen.name})")
     with DataFile(graphs / "weights") as data:
@@ -85,15 +86,17 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     data.rename(f"model{suffix}.onnx_data")
     for line in checkpoint.notices:
         notice(line)
-    shape = dataclasses.replace(architecture.shape(weights), kv_dtype=kv_dtype(job.kv))
+    shape = dataclasses.replace(architecture.shape(weights), kv_dtype=dtype)
     write_configs(out, checkpoint, shape, f"onnx/model{suffix}.onnx", job.sampling)
     model = Model(architecture, weights, data.path)
-    cache = kv.choose(model, kv_dtype(job.kv), out, _text(job), notice)
-    drawn = draw(model, suffix, chosen.accuracy_level, cache.kind)
+    # A cache that nobody chose costs what the activations cost, and is measured with them.
+    implied = kv.Chosen(KVType(dtype))
+    cache = kv.choose(model, dtype, out, _text(job), notice) if job.kv else implied
+    drawn = draw(model, suffix, chosen, cache.kind)
     notice("checking it against a numpy forward pass on the same weights")
     candidate = _candidate(out, drawn, shape, store)
     report = verify.check(candidate, checkpoint, notice)
-    self_check = {**report.to_json(), **kv.record(cache, drawn, shape)}
+    self_check = {**report.to_json(candidate.activations), **kv.record(cache, drawn, shape)}
     drawn.forget()
     manifest = Manifest(
         name=job.name,
@@ -121,6 +124,7 @@ def _candidate(out: Path, drawn: Drawn, shape: Shape, store: WeightStore) -> ver
         drawn.exact,
         drawn.cached,
         drawn.plain,
+        "int8" if store.recipe.activations == "float32" else store.recipe.activations,
         shape,
         store.data,
         StoredWeights(store.data, store.places),
@@ -159,7 +163,7 @@ def _recipe_record(job: Job, chosen: Recipe, found: Calibrated | None) -> dict[s
         record["lora"] = job.lora.name
     if found is not None:
         record["calibration"] = dict(found.record)
-    if job.kv != "fp32":
+    if job.kv not in (None, "fp32"):
         record["kv_cache"] = KV_WORDS[job.kv]
     return record
 

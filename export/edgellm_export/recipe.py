@@ -58,7 +58,9 @@ class Recipe:
     `matrices` has exceptions by the name of a stored matrix ("layers.0.qkv", "embed_tokens").
     `suffix` names the files as transformers.js expects them for that precision; one that keeps
     its source's blocks is named after these instead (store.stored_suffix). `accuracy_level`
-    4 rounds activations to int8 per block, 0 keeps them float32 (slow, for measuring).
+    4 rounds activations to int8 per block, 0 keeps them (slow on a CPU, for measuring).
+    `activations` "float16" is for CUDA and WebGPU: products, attention and the KV cache are
+    float16, norms and the residual stream float32.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Recipe:
     suffix: str
     accuracy_level: int = 4
     matrices: Mapping[str, Treatment] = field(default_factory=dict)
+    activations: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.accuracy_level not in (0, 4):
@@ -91,6 +94,8 @@ class Recipe:
             "head": describe(self.head),
             "accuracy_level": self.accuracy_level,
         }
+        if self.activations != "float32":
+            words["activations"] = self.activations
         if self.matrices:
             words["matrices"] = {name: describe(t) for name, t in self.matrices.items()}
         return words
@@ -123,6 +128,15 @@ RECIPES = {
         Recipe("int8", Integer(8, 32, False), Integer(8, 32, False), "_quantized"),
         Recipe("fp16", Float("float16"), Float("float16"), "_fp16"),
         Recipe("fp32", Float("float32"), Float("float32"), ""),
+        # Symmetric blocks of 32 without int8 activations: what CUDA's fast path takes.
+        Recipe(
+            "q4f16",
+            Integer(4, 32, False),
+            Integer(8, 32, False),
+            "_q4f16",
+            accuracy_level=0,
+            activations="float16",
+        ),
     )
 }
 

@@ -76,9 +76,12 @@ class Report:
     cache_error: float
     portable_error: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, activations: str = "int8") -> dict[str, Any]:
+        """What the manifest records; `activations` is what the graph rounds them to."""
         return {
-            name: float(f"{value:.4g}") if isinstance(value, float) else value
+            name.replace("int8", activations): float(f"{value:.4g}")
+            if isinstance(value, float)
+            else value
             for name, value in asdict(self).items()
         }
 
@@ -88,7 +91,7 @@ class Candidate:
     """A bundle that is complete but for its manifest.
 
     `exact_graph` computes in float32; so does `cached_graph`, with the bundle's kind of cache.
-    `plain_graph` is `native` on a float32 cache.
+    `plain_graph` is `native` on a float32 cache, or itself. `activations` is what it rounds to.
     """
 
     folder: Path
@@ -97,6 +100,7 @@ class Candidate:
     exact_graph: Path
     cached_graph: Path
     plain_graph: Path
+    activations: str
     shape: Shape
     data: DataFile
     stored: StoredWeights
@@ -115,9 +119,11 @@ def check(candidate: Candidate, checkpoint: Checkpoint, notice: Callable[[str], 
     float32 = _all_rows(_session(candidate.exact_graph, plain), plain, ids)
     error = _within("logits", np.abs(float32 - expected).max() / scale, LIMIT)
     cache = _check_cache(candidate, ids, scale)
+    if candidate.plain_graph == candidate.native:
+        plain = candidate.shape
     fast = _all_rows(_session(candidate.plain_graph, plain), plain, ids)
     kl, top1 = distance(expected, fast)
-    _within("logits with int8 activations (KL)", kl, ACTIVATIONS_KL_LIMIT)
+    _within(f"logits with {candidate.activations} activations (KL)", kl, ACTIVATIONS_KL_LIMIT)
     portable_error = _check_portable(candidate, ids, scale)
     return Report(
         tokens=len(ids),

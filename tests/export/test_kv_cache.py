@@ -42,6 +42,7 @@ DTYPES = ["float16", "int8"]
 every_type = pytest.mark.parametrize("dtype", DTYPES)
 # Against a float32 cache, relative to the largest logit, and as a mean KL.
 NEAR = {"float16": (5e-3, 1e-5), "int8": (0.05, 1e-3)}
+WORDS = {"fp16": "float16", "int8": "int8"}
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
@@ -63,7 +64,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def kind(of: Model, dtype: str, ids: list[int] = IDS) -> KVType:
     if dtype == "int8":
         return kv.int8(of, np.array([ids]), lambda line: None)
-    return KVType(kv_dtype({"float16": "fp16", "float32": "fp32"}[dtype]))
+    return KVType(kv_dtype({"float16": "fp16", "float32": "fp32"}[dtype], "float32"))
 
 
 def opened(of: Model, dtype: str) -> Session:
@@ -206,7 +207,7 @@ FAMILIES: Mapping[str, Callable[[Path], Path]] = {
 def test_every_kind_of_attention_takes_every_cache(tmp_path: Path, family: str, name: str) -> None:
     made = exported(FAMILIES[family](tmp_path / "source"), tmp_path / "out", name)
     found = made.self_check["kv_cache"]
-    assert found["dtype"] == made.shape.kv_dtype == kv_dtype(name)
+    assert found["dtype"] == made.shape.kv_dtype == WORDS[name]
     assert 0 <= found["kl"] <= kv.KL_LIMIT
     assert made.self_check["cache_error"] <= CACHE_LIMITS[made.shape.kv_dtype]
 
@@ -246,7 +247,7 @@ def test_show_prints_what_the_cache_costs(
 ) -> None:
     assert main(["show", str(bundles[name])]) == 0
     (line,) = [x for x in capsys.readouterr().out.splitlines() if "dtype" in x]
-    assert line.split()[:3] == ["kv_cache", "dtype", f"{kv_dtype(name)},"]
+    assert line.split()[:3] == ["kv_cache", "dtype", f"{kv_dtype(name, 'float32')},"]
     assert " kl " in line
 
 
@@ -271,7 +272,7 @@ def test_a_second_turn_reuses_the_cache_and_says_the_same(
         assert answer(fresh, "in the year that the water was there")[1] == text
     with load(str(bundles["fp32"])) as plain:
         other = answer(plain, "in the year that the water was there")[2]
-    assert done.memory.kv_mb * 4 / BYTES[kv_dtype(name)] == pytest.approx(other.memory.kv_mb)
+    assert done.memory.kv_mb * 4 / BYTES[WORDS[name]] == pytest.approx(other.memory.kv_mb)
 
 
 def test_a_manifest_that_lies_about_the_cache_is_refused(small: Model) -> None:
@@ -304,7 +305,7 @@ def test_keys_that_are_not_finite_are_refused(small: Model, monkeypatch: Any) ->
 
 def test_an_unknown_cache_type_is_wrong_usage() -> None:
     with pytest.raises(UsageError, match="'int4'; choose one of fp32, fp16, int8"):
-        kv_dtype("int4")
+        kv_dtype("int4", "float32")
 
 
 def test_the_command_line_exports_a_cache_type(

@@ -44,6 +44,7 @@ SUFFIXES = {
     "int8": "_quantized",
     "fp16": "_fp16",
     "fp32": "",
+    "q4f16": "_q4f16",
 }
 
 
@@ -306,7 +307,7 @@ def test_widths_that_are_no_multiple_of_a_block_work_or_are_refused(
 ) -> None:
     odd = tiny.Sizes(hidden=hidden, inner=80, heads=3, kv_heads=1, width=16)
     source = tiny.write_folder(tmp_path / "source", odd)
-    if hidden == 40 and precision in ("compact", "int4", "int8"):
+    if hidden == 40 and precision in ("compact", "int4", "int8", "q4f16"):
         message = refused(source, tmp_path, Incompatible, precision)
         assert "model.embed_tokens.weight: its width 40 is no multiple of 16" in message
         assert "fp16" in message
