@@ -38,7 +38,8 @@ FLOORS = {
 # What the exporter may take from the runtime: vocabulary, never behaviour.
 EXPORT_MAY_IMPORT = ("edgellm.errors", "edgellm.bundle.manifest", "edgellm.device.profiles")
 # The exceptions: the self-check must run the session that users run, not one like it; calibration
-# needs activations, and text that the model writes itself; a KV cache is measured in use.
+# needs activations, and text that the model writes itself; a KV cache is measured in
+# use; what another format computes is compared with what users run.
 EXPORT_EXCEPTIONS = {
     "edgellm_export.quantize.capture": ("edgellm.runtime.session",),
     "edgellm_export.quantize.kv": (
@@ -50,6 +51,11 @@ EXPORT_EXCEPTIONS = {
         "edgellm.bundle",
         "edgellm.runtime.session",
         "edgellm.stream",
+    ),
+    "edgellm_export.targets.ort": (
+        "edgellm.runtime.cache",
+        "edgellm.runtime.options",
+        "edgellm.runtime.session",
     ),
     "edgellm_export.verify": (
         "edgellm.bundle",

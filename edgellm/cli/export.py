@@ -37,6 +37,7 @@ KV_TYPES = ("fp32", "fp16", "int8")
     type=click.Choice(KV_TYPES),
     help="What the KV cache keeps; int8 is calibrated. [fp32; q4f16: fp16]",
 )
+@click.option("--ort", is_flag=True, help="Add an .ort file for minimal builds of ONNX Runtime.")
 @click.option("--offline", is_flag=True, default=None, help="Fetch nothing; fail if it is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -49,6 +50,7 @@ def command(
     calibration_tokens: int | None,
     target_mb: float | None,
     kv: str | None,
+    ort: bool,
     offline: bool | None,
     as_json: bool,
 ) -> None:
@@ -75,7 +77,7 @@ def command(
     named = precision or (None if target_mb is None else "int4")
     options = HubOptions(chosen.offline, named, lora)
     store = Store(chosen.home_folder())
-    exporter = Exporter(progress, wanted, Forms(kv))
+    exporter = Exporter(progress, wanted, Forms(kv, ort))
     folder = export_to(output, source, store, options, progress, exporter)
     report(folder, as_json)
 

@@ -42,9 +42,10 @@ class CalibrationOptions:
 @dataclass(frozen=True, slots=True)
 class Forms:
     """What a bundle is made for: `kv` fp32, fp16 or int8, the type of its KV cache (None: that
-    of the activations)."""
+    of the activations); `ort`: also in ONNX Runtime's own format."""
 
     kv: str | None = None
+    ort: bool = False
 
 
 class Converter(Protocol):
@@ -87,7 +88,7 @@ class Exporter:
                 target_mb=options.target_mb,
             )
         made = Job(job.source, chosen, job.origin, job.name, sampling, job.lora, calibration)
-        made = replace(made, kv=self._forms.kv)
+        made = replace(made, kv=self._forms.kv, ort=self._forms.ort)
         export_bundle(made, out, self._progress.notice)
 
 

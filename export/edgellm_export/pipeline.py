@@ -23,11 +23,12 @@ from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile, Stored
 from edgellm_export.drawing import Drawn, Model, draw
-from edgellm_export.kv import KV_WORDS, KVType, kv_dtype
+from edgellm_export.kv import KV_WORDS, KVDtype, KVType, kv_dtype
 from edgellm_export.quantize import kv
 from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate, read_text
 from edgellm_export.recipe import Integer, Keep, Recipe, Treatment, describe, recipe
 from edgellm_export.store import Place, StoredWeights, WeightStore, stored_suffix
+from edgellm_export.targets import ort
 
 PRODUCER = "edgellm 0.1.0"
 
@@ -36,7 +37,8 @@ PRODUCER = "edgellm 0.1.0"
 class Job:
     """What to export. `recipe` None: what suits the source (see `default_recipe`); `sampling`: keys
     of generation_config.json that the source may lack; `lora`: folder of an adapter to merge; `kv`:
-    what the KV cache keeps (kv.KV_DTYPES), None: the type of the activations."""
+    what the KV cache keeps (kv.KV_DTYPES), None: the type of the activations;
+    `ort`: also an .ort file (targets.ort)."""
 
     source: Path
     recipe: Recipe | None
@@ -46,6 +48,7 @@ class Job:
     lora: Path | None = None
     calibration: Calibration | None = None
     kv: str | None = None
+    ort: bool = False
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -89,15 +92,15 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     shape = dataclasses.replace(architecture.shape(weights), kv_dtype=dtype)
     write_configs(out, checkpoint, shape, f"onnx/model{suffix}.onnx", job.sampling)
     model = Model(architecture, weights, data.path)
-    # A cache that nobody chose costs what the activations cost, and is measured with them.
-    implied = kv.Chosen(KVType(dtype))
-    cache = kv.choose(model, dtype, out, _text(job), notice) if job.kv else implied
+    sizes = _checked_bytes(job, store)
+    cache = _cache(job, model, dtype, out, notice)
     drawn = draw(model, suffix, chosen, cache.kind)
     notice("checking it against a numpy forward pass on the same weights")
     candidate = _candidate(out, drawn, shape, store)
     report = verify.check(candidate, checkpoint, notice)
     self_check = {**report.to_json(candidate.activations), **kv.record(cache, drawn, shape)}
     drawn.forget()
+    _other_forms(job, drawn, shape, notice)
     manifest = Manifest(
         name=job.name,
         producer=PRODUCER,
@@ -110,7 +113,7 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
         files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
         recipe=_recipe_record(job, chosen, found),
         self_check=self_check,
-        weight_bytes=_weight_bytes(store.places),
+        weight_bytes=sizes,
     )
     (out / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
@@ -148,6 +151,30 @@ def _instead(
     if count:
         notice(f"{count} merged layers become {describe(REQUANTIZED)}; the others stay exact")
     return instead
+
+
+def _checked_bytes(job: Job, store: WeightStore) -> dict[str, int]:
+    """What the weights take once loaded, for which the wanted forms have room."""
+    sizes = _weight_bytes(store.places)
+    if job.ort:
+        ort.check_size(sum(sizes[kind] for kind in ("codes", "floats", "dense")))
+    return sizes
+
+
+def _other_forms(job: Job, drawn: Drawn, shape: Shape, notice: Callable[[str], None]) -> None:
+    """The finished graph in the formats that the job wants beside ONNX."""
+    if job.ort:
+        notice("writing it in ONNX Runtime's own format")
+        ort.write(drawn.native, shape)
+
+
+def _cache(
+    job: Job, model: Model, dtype: KVDtype, out: Path, notice: Callable[[str], None]
+) -> kv.Chosen:
+    """The KV cache. One that nobody chose costs what activations cost, and is measured with them."""
+    if job.kv is None:
+        return kv.Chosen(KVType(dtype))
+    return kv.choose(model, dtype, out, _text(job), notice)
 
 
 def _text(job: Job) -> str | None:
