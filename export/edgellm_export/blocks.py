@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm_export import static
 from edgellm_export.data import DataFile, Stored
 from edgellm_export.graph import FLOAT, FLOAT16, INT8, Graph, Value
 
@@ -75,6 +76,8 @@ def store_rope(
 
 def rms_norm(g: Graph, x: Value, weight: Stored, eps: float) -> Value:
     x = g.to(x, FLOAT)
+    if g.static:
+        return static.rms_norm(g, x, weight, eps)
     return g.op("SimplifiedLayerNormalization", x, g.weight(weight), axis=-1, epsilon=eps)
 
 
@@ -83,6 +86,8 @@ def add_rms_norm(
 ) -> tuple[Value, Value]:
     """The normalised sum of x and residual, and the sum itself: the new residual."""
     x, residual = g.to(x, FLOAT), g.to(residual, FLOAT)
+    if g.static:
+        return static.add_rms_norm(g, x, residual, weight, eps)
     normalised, mean, deviation, total = g.ops(
         "SkipSimplifiedLayerNormalization", x, residual, g.weight(weight), outputs=4, epsilon=eps
     )
@@ -125,6 +130,9 @@ def attention(
     qkv (B, T, (H + 2 K) * N) holds the packed heads of the new tokens, or three values each their
     own; without `rope` they are not turned. Returns (B, T, H * N).
     """
+    if g.static:
+        parts = split_heads(g, qkv, heads) if isinstance(qkv, Value) else qkv
+        return static.attention(g, g.static, parts, layer, heads, rope, scores)
     stored = _KV_TYPES[g.kv.dtype]
     shape = ("batch_size", heads.kv, "past_sequence_length", heads.width)
     past = [g.input(f"past_key_values.{layer}.{part}", stored, shape) for part in ("key", "value")]

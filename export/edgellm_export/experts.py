@@ -47,9 +47,9 @@ class Experts:
 
 def mixture(g: Graph, x: Value, w: Experts) -> Value:
     """The weighted sum of the chosen experts' down(silu(gate(x)) * up(x)): (B, T, D)."""
-    if g.activations == FLOAT16:
+    if g.activations == FLOAT16 or g.static:
         raise Incompatible(
-            "experts are float32 nodes, which CUDA and WebGPU do not run; use --precision int4"
+            "experts are float32 nodes, which only the CPU runs; use --precision int4"
         )
     logits = linear(g, x, w.router)  # (B, T, E)
     flat = g.op("Reshape", logits, g.constant(np.array([-1, w.count], np.int64)))

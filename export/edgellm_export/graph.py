@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from edgellm_export.data import Stored
 from edgellm_export.kv import FLOAT32_KV, KVType
+from edgellm_export.static import OPSET as STATIC_OPSET
+from edgellm_export.static import Static
 
 Value = ir.Value
 Dim = int | str
@@ -65,6 +67,8 @@ class Graph:
         # FLOAT16: products and attention compute in it; norms and the residual stream never do,
         # since float16 ends at 65,504 and a sum of squares gets there soon.
         self.activations = FLOAT
+        # Shapes that are fixed, which turns blocks and products into those of `static`.
+        self.static: Static | None = None
         self._half: set[Value] = set()
         self._name = name
         self._data_file = data_file
@@ -161,6 +165,11 @@ class Graph:
         return self._initializers[key]
 
     @property
+    def outputs(self) -> Sequence[Value]:
+        """All outputs so far."""
+        return self._outputs
+
+    @property
     def nodes(self) -> Sequence[ir.Node]:
         """All nodes so far, in the order they were made."""
         return self._nodes
@@ -178,12 +187,14 @@ class Graph:
 
     def save(self, path: Path) -> None:
         """Write the graph; the data file stays as it is, beside it."""
+        # Nodes that were dropped still count as users of their values.
+        used = {value for node in self._nodes for value in node.inputs}
         graph = ir.Graph(
             self._inputs,
             self._outputs,
             nodes=self._nodes,
-            initializers=[value for value in self._initializers.values() if value.uses()],
-            opset_imports={"": OPSET, MICROSOFT: 1},
+            initializers=[value for value in self._initializers.values() if value in used],
+            opset_imports={"": STATIC_OPSET if self.static else OPSET, MICROSOFT: 1},
             name=self._name,
         )
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgellm")

@@ -3,6 +3,7 @@
 portable  input_ids, attention_mask, past_key_values.* → logits of every token, present.*
 native    input_ids, last_position, total_positions, logit_rows, past_key_values.* → logits of the
           chosen rows only, present.*; batch 1
+static    for NPUs: hidden, mask*, rope*, past_key_values.* → logits, new.*; see `static`
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from edgellm_export.blocks import Position
 from edgellm_export.graph import FLOAT, INT32, INT64, Graph, Value
+from edgellm_export.static import Static
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,14 @@ def native(g: Graph) -> Inputs:
     return Inputs(ids, Position(last, total), rows)
 
 
+def static(g: Graph, tokens: int, past: int, width: int) -> Inputs:
+    """Rows of the embedding table instead of ids; masks and rotary rows join as they are used."""
+    g.static = Static(tokens, past)
+    rows = g.input("hidden", FLOAT, (1, tokens, width))
+    # Nothing counts positions in such a graph: masks and rotary rows know them.
+    return Inputs(rows, Position(rows, rows), None)
+
+
 def asked_rows(g: Graph, inputs: Inputs, stream: Value) -> Value:
     """(1, T, …) to (1, R, …); as it is where all rows are wanted."""
     return stream if inputs.rows is None else g.op("Gather", stream, inputs.rows, axis=1)
@@ -58,4 +68,5 @@ def output_logits(g: Graph, inputs: Inputs, logits: Value, vocab_size: int) -> N
     """The logits output, (B, T, V) or (1, rows, V)."""
     rows = "sequence_length" if inputs.rows is None else "rows"
     batch = "batch_size" if inputs.rows is None else 1
-    g.output("logits", g.to(logits, FLOAT), FLOAT, (batch, rows, vocab_size))
+    shape = (1, g.static.tokens, vocab_size) if g.static else (batch, rows, vocab_size)
+    g.output("logits", g.to(logits, FLOAT), FLOAT, shape)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgellm.errors import Incompatible
+from edgellm_export import static
 from edgellm_export.data import Stored
 from edgellm_export.graph import FLOAT, Graph, Value
 
@@ -37,6 +39,8 @@ class Matrix:
 
 def embedding(g: Graph, ids: Value, table: Matrix) -> Value:
     """Rows of the table: ids (B, T) to (B, T, D), float32: the residual stream begins here."""
+    if g.static:
+        return ids  # fixed shapes begin at the rows, see io.static
     inner = table.shape[1]
     if not table.scales:
         return g.to(g.op("Gather", g.weight(table.values), ids), FLOAT)
@@ -109,8 +113,13 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     if w.parts:
         return g.op("Concat", *(linear(g, x, part) for part in w.parts), axis=-1)
     out, inner = w.shape
+    if g.static and w.minima:
+        raise Incompatible("NPUs have no product with block minima; use --precision int4 or int8")
     if not w.scales:
-        y = g.op("FusedMatMul", x, g.to(g.weight(w.values), g.activations), transB=1)
+        values = g.to(g.weight(w.values), g.activations)
+        if g.static:
+            return _add_bias(g, static.dense(g, x, values), w)
+        y = g.op("FusedMatMul", x, values, transB=1)
         return _add_bias(g, y, w)
     y = g.op(
         "MatMulNBits",

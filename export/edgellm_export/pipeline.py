@@ -171,7 +171,7 @@ def _other_forms(job: Job, drawn: Drawn, shape: Shape, notice: Callable[[str], N
 def _cache(
     job: Job, model: Model, dtype: KVDtype, out: Path, notice: Callable[[str], None]
 ) -> kv.Chosen:
-    """The KV cache. One that nobody chose costs what activations cost, and is measured with them."""
+    """The KV cache. One that nobody chose is measured with the activations, whose type it has."""
     if job.kv is None:
         return kv.Chosen(KVType(dtype))
     return kv.choose(model, dtype, out, _text(job), notice)
