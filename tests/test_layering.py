@@ -57,6 +57,11 @@ EXPORT_EXCEPTIONS = {
         "edgellm.runtime.options",
         "edgellm.runtime.session",
     ),
+    "edgellm_export.targets.qnn": (
+        "edgellm.runtime.cache",
+        "edgellm.runtime.options",
+        "edgellm.runtime.session",
+    ),
     "edgellm_export.verify": (
         "edgellm.bundle",
         "edgellm.runtime.cache",

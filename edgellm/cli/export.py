@@ -38,6 +38,7 @@ KV_TYPES = ("fp32", "fp16", "int8")
     help="What the KV cache keeps; int8 is calibrated. [fp32; q4f16: fp16]",
 )
 @click.option("--ort", is_flag=True, help="Add an .ort file for minimal builds of ONNX Runtime.")
+@click.option("--qnn", is_flag=True, help="Add graphs of fixed shapes for Qualcomm NPUs.")
 @click.option("--offline", is_flag=True, default=None, help="Fetch nothing; fail if it is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -51,6 +52,7 @@ def command(
     target_mb: float | None,
     kv: str | None,
     ort: bool,
+    qnn: bool,
     offline: bool | None,
     as_json: bool,
 ) -> None:
@@ -77,7 +79,7 @@ def command(
     named = precision or (None if target_mb is None else "int4")
     options = HubOptions(chosen.offline, named, lora)
     store = Store(chosen.home_folder())
-    exporter = Exporter(progress, wanted, Forms(kv, ort))
+    exporter = Exporter(progress, wanted, Forms(kv, ort, qnn))
     folder = export_to(output, source, store, options, progress, exporter)
     report(folder, as_json)
 

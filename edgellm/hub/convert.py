@@ -42,10 +42,12 @@ class CalibrationOptions:
 @dataclass(frozen=True, slots=True)
 class Forms:
     """What a bundle is made for: `kv` fp32, fp16 or int8, the type of its KV cache (None: that
-    of the activations); `ort`: also in ONNX Runtime's own format."""
+    of the activations); `ort`: also in ONNX Runtime's own format;
+    `qnn`: also graphs for NPUs."""
 
     kv: str | None = None
     ort: bool = False
+    qnn: bool = False
 
 
 class Converter(Protocol):
@@ -88,7 +90,7 @@ class Exporter:
                 target_mb=options.target_mb,
             )
         made = Job(job.source, chosen, job.origin, job.name, sampling, job.lora, calibration)
-        made = replace(made, kv=self._forms.kv, ort=self._forms.ort)
+        made = replace(made, **asdict(self._forms))
         export_bundle(made, out, self._progress.notice)
 
 

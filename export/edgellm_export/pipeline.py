@@ -28,7 +28,7 @@ from edgellm_export.quantize import kv
 from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate, read_text
 from edgellm_export.recipe import Integer, Keep, Recipe, Treatment, describe, recipe
 from edgellm_export.store import Place, StoredWeights, WeightStore, stored_suffix
-from edgellm_export.targets import ort
+from edgellm_export.targets import ort, qnn
 
 PRODUCER = "edgellm 0.1.0"
 
@@ -38,7 +38,8 @@ class Job:
     """What to export. `recipe` None: what suits the source (see `default_recipe`); `sampling`: keys
     of generation_config.json that the source may lack; `lora`: folder of an adapter to merge; `kv`:
     what the KV cache keeps (kv.KV_DTYPES), None: the type of the activations;
-    `ort`: also an .ort file (targets.ort)."""
+    `ort`: also an .ort file (targets.ort);
+    `qnn`: also graphs for NPUs (targets.qnn)."""
 
     source: Path
     recipe: Recipe | None
@@ -49,6 +50,11 @@ class Job:
     calibration: Calibration | None = None
     kv: str | None = None
     ort: bool = False
+    qnn: bool = False
+
+    def __post_init__(self) -> None:
+        # What does not go together is refused before anything is calibrated.
+        kv_dtype(self.kv, self.recipe.activations if self.recipe else "float32")
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -76,13 +82,13 @@ def export_bundle(job: Job, out: Path, notice: Callable[[str], None] = silent) -
 def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     checkpoint = _open(job)
     architecture = arch.find(checkpoint.config["model_type"])
-    graphs = out / "onnx"
-    graphs.mkdir()
+    folder = out / "onnx"
+    folder.mkdir()
     chosen, found = _calibrated(job, checkpoint, architecture, notice)
     dtype = kv_dtype(job.kv, chosen.activations)
     instead = _instead(checkpoint, chosen, notice)
     notice(f"converting {job.name} ({chosen.name})")
-    with DataFile(graphs / "weights") as data:
+    with DataFile(folder / "weights") as data:
         store = WeightStore(checkpoint, chosen, data, instead, found.statistics if found else None)
         weights = architecture.store(store)
     suffix = stored_suffix(store) if chosen.linear == Keep() else chosen.suffix
@@ -99,8 +105,8 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     candidate = _candidate(out, drawn, shape, store)
     report = verify.check(candidate, checkpoint, notice)
     self_check = {**report.to_json(candidate.activations), **kv.record(cache, drawn, shape)}
+    graphs, facts = _other_forms(job, model, drawn, shape, notice)
     drawn.forget()
-    _other_forms(job, drawn, shape, notice)
     manifest = Manifest(
         name=job.name,
         producer=PRODUCER,
@@ -108,11 +114,11 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
         shape=shape,
         graphs={
             kind: GraphFile(kind, f"onnx/{path.name}", f"onnx/{data.path.name}")
-            for kind, path in (("native", drawn.native), ("portable", drawn.portable))
+            for kind, path in graphs.items()
         },
         files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
         recipe=_recipe_record(job, chosen, found),
-        self_check=self_check,
+        self_check={**self_check, **facts},
         weight_bytes=sizes,
     )
     (out / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
@@ -161,11 +167,23 @@ def _checked_bytes(job: Job, store: WeightStore) -> dict[str, int]:
     return sizes
 
 
-def _other_forms(job: Job, drawn: Drawn, shape: Shape, notice: Callable[[str], None]) -> None:
-    """The finished graph in the formats that the job wants beside ONNX."""
+def _other_forms(
+    job: Job, model: Model, drawn: Drawn, shape: Shape, notice: Callable[[str], None]
+) -> tuple[dict[str, Path], dict[str, float]]:
+    """All graphs by name, with those that the job wants beside two, and what their check found.
+
+    An .ort file is none of them: edgellm never loads it.
+    """
+    graphs = {"native": drawn.native, "portable": drawn.portable}
     if job.ort:
         notice("writing it in ONNX Runtime's own format")
         ort.write(drawn.native, shape)
+    if not job.qnn:
+        return graphs, {}
+    notice("drawing and checking graphs of fixed shapes")
+    paths = qnn.draw(model, drawn.native.stem.removeprefix("edgellm"))
+    error = qnn.check(paths, drawn.exact, shape)
+    return graphs | paths, {"qnn_error": float(f"{error:.4g}")}
 
 
 def _cache(

@@ -11,17 +11,21 @@ import pytest
 import tiny_architectures
 import tiny_archs
 import tiny_models as tiny
-from static_host import Host
 
-from edgellm.errors import Incompatible
+from edgellm.bundle.manifest import Source
+from edgellm.bundle.open import verify
+from edgellm.cli import main
+from edgellm.errors import EdgellmError, Incompatible
 from edgellm.runtime.session import load_onnxruntime
 from edgellm_export import arch, reference
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.data import DataFile
 from edgellm_export.drawing import Model
+from edgellm_export.pipeline import Job, export_bundle
 from edgellm_export.recipe import recipe
 from edgellm_export.store import StoredWeights, WeightStore
 from edgellm_export.targets import qnn
+from edgellm_export.targets.host import Host
 from edgellm_export.weights import Float32
 
 IDS = np.random.default_rng(7).integers(3, tiny.vocab_size(), 30).tolist()
@@ -104,3 +108,30 @@ def test_what_an_npu_has_no_product_for_is_refused(tmp_path: Path) -> None:
     experts = tiny_archs.write(tmp_path / "source", tiny_archs.QWEN3_MOE)
     with pytest.raises(Incompatible, match="only the CPU runs"):
         drawn(tmp_path / "two", experts, "int4")
+
+
+def test_export_adds_the_graphs_and_what_their_check_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "home"))
+    source = tiny.write_folder(tmp_path / "source", tiny.UNTIED)
+    out = str(tmp_path / "out")
+    assert main(["export", str(source), "-o", out, "--precision", "int4", "--qnn"]) == 0
+    found = verify(Path(out))
+    assert set(found.graphs) == {"native", "portable", "qnn_embed", "qnn_prefill", "qnn_decode"}
+    assert {graph.data for graph in found.graphs.values()} == {"onnx/model_q4.onnx_data"}
+    assert 0 <= found.self_check["qnn_error"] <= qnn.LIMIT
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["run", out, "the fox", "--raw", "-n", "3", "-t", "0"]) == 0
+
+
+def test_graphs_that_compute_something_else_are_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgellm_export.targets.host.MASKED", 0.0)
+    source = tiny.write_folder(tmp_path / "source")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(EdgellmError, match="leave out --qnn") as caught:
+        export_bundle(Job(source, recipe("int8"), Source("x"), "x", qnn=True), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "edgellm.json").exists()

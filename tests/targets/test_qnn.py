@@ -15,7 +15,7 @@ import tiny_architectures
 import tiny_archs
 import tiny_models as tiny
 from environments import Unavailable
-from harness import HERE, RUNNERS, SECONDS
+from harness import RUNNERS, SECONDS
 
 from edgellm_export import arch, reference
 from edgellm_export.checkpoint.open import open_checkpoint
@@ -23,7 +23,7 @@ from edgellm_export.data import DataFile
 from edgellm_export.drawing import Model
 from edgellm_export.recipe import recipe
 from edgellm_export.store import StoredWeights, WeightStore
-from edgellm_export.targets import qnn
+from edgellm_export.targets import host, qnn
 
 pytestmark = pytest.mark.targets
 
@@ -77,7 +77,7 @@ def test_the_emulator_runs_every_node_and_gives_the_same_logits(
     work, result = tmp_path / "work", tmp_path / "result.json"
     work.mkdir()
     job = {
-        "host": str(HERE.parent / "export"),
+        "host": str(Path(host.__file__).parent),
         "graphs": {name: str(path) for name, path in paths.items()},
         "prompt": IDS[:PROMPT],
         "following": IDS[PROMPT:],

@@ -53,7 +53,7 @@ def runner(session: Any) -> Any:
 def main(job_file: str, result_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
     sys.path.append(job["host"])
-    from static_host import Host
+    from host import Host
 
     ort.register_execution_provider_library(NAME, onnxruntime_qnn.get_library_path())
     sessions = {"qnn_embed": ort.InferenceSession(job["graphs"]["qnn_embed"])}

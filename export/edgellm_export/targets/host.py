@@ -1,4 +1,7 @@
-"""A host of the graphs for NPUs: it keeps the cache, the masks and the positions. numpy only."""
+"""A host of the graphs for NPUs (see qnn): it keeps the cache, the masks and the positions.
+
+What an app does around these graphs, in numpy alone, so that it also runs where edgellm does not.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,18 @@ from typing import Any
 
 import numpy as np
 
+# Far below any score, and still a float16.
 MASKED = -30000.0
-Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+Array = np.ndarray[Any, Any]
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
 class Host:
     """`inputs` are names and shapes of each graph, by name; `run` runs one on a feed."""
 
-    def __init__(self, inputs: Mapping[str, Mapping[str, Sequence[int]]], run: Mapping[str, Run]):
+    def __init__(
+        self, inputs: Mapping[str, Mapping[str, Sequence[int]]], run: Mapping[str, Run]
+    ) -> None:
         self._inputs, self._run = inputs, run
         self.length = 0
         self.cache = {
@@ -25,17 +32,18 @@ class Host:
         self.capacity = next(iter(self.cache.values())).shape[2]
         self.chunk = inputs["qnn_prefill"]["hidden"][1]
 
-    def prompt(self, ids: Sequence[int]) -> Any:
+    def prompt(self, ids: Sequence[int]) -> Array:
         """Logits (V,) after the last of `ids`."""
         for start in range(0, len(ids) - 1, self.chunk):
             self._step("qnn_prefill", ids[start : min(start + self.chunk, len(ids) - 1)])
         return self.token(ids[-1])
 
-    def token(self, token: int) -> Any:
+    def token(self, token: int) -> Array:
         """Logits (V,) after one more token."""
-        return self._step("qnn_decode", [token])["logits"][0, 0]
+        logits: Array = self._step("qnn_decode", [token])["logits"][0, 0]
+        return logits
 
-    def _step(self, name: str, ids: Sequence[int]) -> Mapping[str, Any]:
+    def _step(self, name: str, ids: Sequence[int]) -> Mapping[str, Array]:
         wanted = self._inputs[name]
         width, new = wanted["hidden"][1], len(ids)
         padded = np.array([[*ids, *[0] * (width - new)]])
@@ -52,7 +60,7 @@ class Host:
         self.length += new
         return found
 
-    def _mask(self, name: str, width: int) -> Any:
+    def _mask(self, name: str, width: int) -> Array:
         """(1, 1, T, P + T): the cache up to the present length, then the tokens before."""
         at = self.length + np.arange(width)
         keys = np.concatenate([np.arange(self.capacity), at])
