@@ -44,10 +44,15 @@ EXPORT_MAY_IMPORT = (
     "edgellm.device.profiles",
 )
 # The exceptions: the self-check must run the session that users run, not one like it; calibration
-# needs activations, and text that the model writes itself; trimming has to
-# know what a text is made of.
+# needs activations, and text that the model writes itself; trimming has to know what a text is made
+# of; a KV cache is measured in use; what another format computes is compared with what users run.
 EXPORT_EXCEPTIONS = {
     "edgellm_export.quantize.capture": ("edgellm.runtime.session",),
+    "edgellm_export.quantize.kv": (
+        "edgellm.runtime.cache",
+        "edgellm.runtime.options",
+        "edgellm.runtime.session",
+    ),
     "edgellm_export.quantize.selftext": (
         "edgellm.bundle",
         "edgellm.runtime.session",
@@ -55,6 +60,16 @@ EXPORT_EXCEPTIONS = {
     ),
     "edgellm_export.conversation": ("edgellm.bundle", "edgellm.stream"),
     "edgellm_export.shrink.vocabulary": ("edgellm.bundle",),
+    "edgellm_export.targets.ort": (
+        "edgellm.runtime.cache",
+        "edgellm.runtime.options",
+        "edgellm.runtime.session",
+    ),
+    "edgellm_export.targets.qnn": (
+        "edgellm.runtime.cache",
+        "edgellm.runtime.options",
+        "edgellm.runtime.session",
+    ),
     "edgellm_export.verify": (
         "edgellm.bundle",
         "edgellm.runtime.concat",

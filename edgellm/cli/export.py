@@ -12,7 +12,9 @@ import click
 from edgellm.cli.options import gathered, refuse
 
 if TYPE_CHECKING:
-    from edgellm.hub.convert import CalibrationOptions, ShrinkOptions
+    from edgellm.hub.convert import CalibrationOptions, Forms, ShrinkOptions
+
+KV_TYPES = ("fp32", "fp16", "int8")
 
 
 class Precision(click.ParamType[str]):
@@ -62,6 +64,26 @@ shrink_options = gathered(
 )
 
 
+def make_forms(kv: str | None, ort: bool, qnn: bool) -> Forms:
+    """What was said of the graphs."""
+    from edgellm.hub.convert import Forms
+
+    return Forms(kv, ort, qnn)
+
+
+form_options = gathered(
+    "forms",
+    make_forms,
+    click.option(
+        "--kv",
+        type=click.Choice(KV_TYPES),
+        help="What the KV cache keeps; int8 is calibrated. [fp32; q4f16: fp16]",
+    ),
+    click.option("--ort", is_flag=True, help="Add an .ort file for minimal ONNX Runtimes."),
+    click.option("--qnn", is_flag=True, help="Add graphs of fixed shapes for Qualcomm NPUs."),
+)
+
+
 @click.command("export")
 @click.argument("source")
 @click.option("-o", "--output", type=Path, required=True, metavar="DIR", help="A new folder.")
@@ -87,6 +109,7 @@ shrink_options = gathered(
     "--target-mb", type=float, metavar="MB", help="Calibrate with mixed bits within this size."
 )
 @shrink_options
+@form_options
 @click.option("--offline", is_flag=True, default=None, help="Fetch nothing; fail if it is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -100,6 +123,7 @@ def command(
     calibration_tokens: int | None,
     target_mb: float | None,
     shrink: ShrinkOptions,
+    forms: Forms,
     offline: bool | None,
     as_json: bool,
 ) -> None:
@@ -117,23 +141,23 @@ def command(
     """
     from edgellm import settings
     from edgellm.hub import HubOptions, Store, Terminal, export_to
-    from edgellm.hub.convert import Exporter, ShrinkOptions
+    from edgellm.hub.convert import Exporter, Forms, ShrinkOptions
 
     chosen, progress = settings.current({"offline": offline}), Terminal()
-    wanted = None
+    store = Store(chosen.home_folder())
     if shrink.measured:
         # Such a text says what can go; calibration has to be asked for by name.
         shrink, calibration = replace(shrink, text=calibration), calibration if calibrate else None
-    if calibrate or calibration or calibration_tokens is not None or target_mb is not None:
-        wanted = calibrating(chosen.home_folder(), calibration, calibration_tokens, target_mb)
+    asked = calibrate or calibration or calibration_tokens is not None or target_mb is not None
+    wanted = calibrating(store.home, calibration, calibration_tokens, target_mb) if asked else None
     # A target chooses its own bits; the name says what the files are most like.
-    named = precision or (None if target_mb is None else "int4")
-    options = HubOptions(chosen.offline, named, lora)
+    precision = precision or (None if target_mb is None else "int4")
     refuse(lora is None and lora_mode == "runtime", "--lora-mode runtime needs --lora DIR")
-    asked = wanted or shrink != ShrinkOptions() or lora_mode == "runtime"
-    exporter = Exporter(progress, wanted, shrink, lora_mode == "runtime") if asked else None
-    folder = export_to(output, source, Store(chosen.home_folder()), options, progress, exporter)
-    report(folder, as_json)
+    special = (wanted, shrink, lora_mode == "runtime", forms)
+    ordinary = special == (None, ShrinkOptions(), False, Forms())
+    exporter = None if ordinary else Exporter(progress, *special)
+    options = HubOptions(chosen.offline, precision, lora)
+    report(export_to(output, source, store, options, progress, exporter), as_json)
 
 
 def calibrating(

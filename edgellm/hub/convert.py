@@ -55,6 +55,16 @@ class ShrinkOptions:
         return self.drop_layers is not None or self.mlp_width is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """What a bundle is made for: `kv` fp32, fp16 or int8, the type of its KV cache (None: that
+    of the activations); `ort`: also in ONNX Runtime's own format; `qnn`: also graphs for NPUs."""
+
+    kv: str | None = None
+    ort: bool = False
+    qnn: bool = False
+
+
 class Converter(Protocol):
     def convert(self, job: Conversion, out: Path) -> None:
         """Fills the empty folder `out` with a bundle."""
@@ -70,6 +80,7 @@ class Exporter:
         calibration: CalibrationOptions | None = None,
         shrink: ShrinkOptions | None = None,
         lora_at_run_time: bool = False,
+        forms: Forms = Forms(),
     ) -> None:
         missing = [name for name in _NEEDED if find_spec(name) is None]
         if missing:
@@ -80,6 +91,7 @@ class Exporter:
         self._calibration = calibration
         self._shrink = shrink or ShrinkOptions()
         self._lora_at_run_time = lora_at_run_time
+        self._forms = forms
 
     def convert(self, job: Conversion, out: Path) -> None:
         from edgellm_export.pipeline import Job, export_bundle
@@ -100,6 +112,7 @@ class Exporter:
         shrink = Shrink(**asdict(self._shrink))
         made = Job(job.source, chosen, job.origin, job.name, sampling, job.lora, calibration)
         made = replace(made, shrink=shrink, lora_at_run_time=self._lora_at_run_time)
+        made = replace(made, **asdict(self._forms))
         export_bundle(made, out, self._progress.notice, self._progress.steps)
 
 

@@ -33,6 +33,12 @@ HIDDEN = "hidden_states"
 KEPT_BINDINGS = 3
 # Tokens at once when a cache is made again.
 TURNED_TOKENS = 128
+# What a manifest calls a cache's type, and what ONNX Runtime does.
+_CACHE_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "int8": "tensor(int8)",
+}
 
 
 def load_onnxruntime() -> ModuleType:
@@ -77,6 +83,7 @@ class Session:
         self.shape = shape
         self.notice = chosen.notice
         self._session = _open(self._ort, graph, chosen.provider, options.threads)
+        _check_cache_type(self._session, graph, shape)
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
         self._adapter = fill(inputs, adapter)
         # False: the bundle was exported before graphs had this output.
@@ -216,6 +223,20 @@ def _open(ort: ModuleType, graph: Path, provider: str, threads: int | None) -> A
     # Without this an error on an accelerator is retried on the CPU, silently.
     session.disable_fallback()
     return session
+
+
+def _check_cache_type(session: Any, graph: Path, shape: Shape) -> None:
+    """Incompatible unless the graph's cache is what the manifest says: buffers are made of that."""
+    wanted = _CACHE_TYPES.get(shape.kv_dtype)
+    if wanted is None:
+        known = ", ".join(_CACHE_TYPES)
+        raise Incompatible(f"unknown KV cache type {shape.kv_dtype!r}; known are {known}")
+    found = {value.type for value in session.get_inputs() if value.name.startswith("past")}
+    if found - {wanted}:
+        raise Incompatible(
+            f"{graph} keeps {', '.join(sorted(found))} in its cache, the manifest says {wanted}; "
+            "export the model again"
+        )
 
 
 def cannot_run(error: Exception) -> EdgellmError:

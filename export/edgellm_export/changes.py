@@ -1,4 +1,4 @@
-"""What a job changes of its checkpoint before it is stored, and what an adapter may change later."""
+"""What a job changes of its checkpoint before storing it, and what adapters may change later."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgellm.errors import Incompatible
+from edgellm_export import static
 from edgellm_export.data import Stored
 from edgellm_export.graph import FLOAT, Graph, Value
 
@@ -45,10 +47,12 @@ class Matrix:
 
 
 def embedding(g: Graph, ids: Value, table: Matrix) -> Value:
-    """Rows of the table: ids (B, T) to (B, T, D)."""
+    """Rows of the table: ids (B, T) to (B, T, D), float32: the residual stream begins here."""
+    if g.static:
+        return ids  # fixed shapes begin at the rows, see io.static
     inner = table.shape[1]
     if not table.scales:
-        return _float32(g, g.op("Gather", g.weight(table.values), ids), table.values)
+        return g.to(g.op("Gather", g.weight(table.values), ids), FLOAT)
     rows = _spelled_rows(g, ids, table) if g.spell_embedding else _fused_rows(g, ids, table)
     if not table.minima:
         return rows
@@ -65,7 +69,7 @@ def _fused_rows(g: Graph, ids: Value, table: Matrix) -> Value:
         "GatherBlockQuantized",
         g.weight(table.values, (table.shape[0], table.shape[1] * table.bits // 8)),
         ids,
-        _float32(g, g.weight(table.scales), table.scales),
+        g.to(g.weight(table.scales), FLOAT),
         _explicit_zeros(g, table),
         bits=table.bits,
         block_size=table.block_size,
@@ -87,7 +91,7 @@ def _spelled_rows(g: Graph, ids: Value, table: Matrix) -> Value:
         padded = g.op("Reshape", _unpacked(g, packed, table.bits), _ints(g, 0, 0, -1))
         kept = g.op("Slice", padded, _ints(g, 0), _ints(g, blocks), _ints(g, 2))
         zeros = g.op("Unsqueeze", kept, _ints(g, -1))
-    scales = _float32(g, g.op("Gather", g.weight(table.scales), ids), table.scales)
+    scales = g.to(g.op("Gather", g.weight(table.scales), ids), FLOAT)
     rows = g.op("Mul", g.op("Sub", codes, zeros), g.op("Unsqueeze", scales, _ints(g, -1)))
     return g.op("Reshape", rows, _ints(g, 0, 0, table.shape[1]))
 
@@ -114,19 +118,25 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     block. Centred like this, the int8 rounding of x is not amplified by the minimum (mean KL of
     SmolLM2-135M Q4_1 against float32: 0.004; with zero point 0: 0.014).
     """
+    x = g.to(x, g.activations)
     if w.parts:
         return g.op("Concat", *(linear(g, x, part) for part in w.parts), axis=-1)
     if w.slots and g.adapters:
         return g.op("Add", linear(g, x, replace(w, slots=())), _low_rank(g, x, w))
     out, inner = w.shape
+    if g.static and w.minima:
+        raise Incompatible("NPUs have no product with block minima; use --precision int4 or int8")
     if not w.scales:
-        y = g.op("FusedMatMul", x, _float32(g, g.weight(w.values), w.values), transB=1)
+        values = g.to(g.weight(w.values), g.activations)
+        if g.static:
+            return _add_bias(g, static.dense(g, x, values), w)
+        y = g.op("FusedMatMul", x, values, transB=1)
         return _add_bias(g, y, w)
     y = g.op(
         "MatMulNBits",
         x,
         g.weight(w.values),
-        _float32(g, g.weight(w.scales), w.scales),
+        g.to(g.weight(w.scales), g.activations),
         g.weight(w.zero_points) if w.zero_points else None,
         K=inner,
         N=out,
@@ -142,7 +152,7 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     sums = g.op("ReduceSum", blocks, _ints(g, -1), keepdims=0)
     # Three axes keep ONNX Runtime from packing this matrix: a single row streams it from memory,
     # and in its own layout that takes half the time.
-    shift = _block_shift(g, w, (1, out, inner // w.block_size))
+    shift = g.to(_block_shift(g, w, (1, out, inner // w.block_size)), g.activations)
     return g.op("Add", y, g.op("FusedMatMul", sums, shift, transB=1))
 
 
@@ -157,18 +167,13 @@ def _low_rank(g: Graph, x: Value, w: Matrix) -> Value:
         rank = f"{slot.stem}.rank"
         a = g.input(f"{slot.stem}.lora_A", FLOAT, (rank, w.shape[1]))
         b = g.input(f"{slot.stem}.lora_B", FLOAT, (slot.rows, rank))
-        narrow = g.op("FusedMatMul", x, a, transB=1)
-        changes.append(g.op("FusedMatMul", narrow, b, transB=1))
+        narrow = g.op("FusedMatMul", x, g.to(a, g.activations), transB=1)
+        changes.append(g.op("FusedMatMul", narrow, g.to(b, g.activations), transB=1))
     return changes[0] if len(changes) == 1 else g.op("Concat", *changes, axis=-1)
 
 
 def _add_bias(g: Graph, y: Value, w: Matrix) -> Value:
-    return g.op("Add", y, g.weight(w.bias)) if w.bias else y
-
-
-def _float32(g: Graph, value: Value, stored: Stored) -> Value:
-    """`value` as float32. Casts of constants are folded once, at load."""
-    return value if stored.dtype == np.float32 else g.op("Cast", value, to=int(FLOAT))
+    return g.op("Add", y, g.to(g.weight(w.bias), g.activations)) if w.bias else y
 
 
 def _block_shift(g: Graph, w: Matrix, shape: tuple[int, ...]) -> Value:
@@ -176,8 +181,8 @@ def _block_shift(g: Graph, w: Matrix, shape: tuple[int, ...]) -> Value:
     if w.minima is None or w.scales is None:
         raise ValueError("only blocks with minima have a shift")
     middle = g.constant(np.array((1 << (w.bits - 1)) - w.lowest, np.float32))
-    scales = _float32(g, g.weight(w.scales, shape), w.scales)
-    minima = _float32(g, g.weight(w.minima, shape), w.minima)
+    scales = g.to(g.weight(w.scales, shape), FLOAT)
+    minima = g.to(g.weight(w.minima, shape), FLOAT)
     return g.op("Add", minima, g.op("Mul", scales, middle))
 
 

@@ -19,21 +19,27 @@ from edgellm_export.arch import Architecture
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile
-from edgellm_export.graph import EXACT, Graph
+from edgellm_export.drawing import Drawn, Model, draw
+from edgellm_export.kv import KV_WORDS, KVDtype, KVType, kv_dtype
 from edgellm_export.progress import Notice, Steps, silent, uncounted
-from edgellm_export.publish import Finished, publish
-from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate
+from edgellm_export.publish import Finished, publish, weight_bytes
+from edgellm_export.quantize import kv
+from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate, read_text
 from edgellm_export.recipe import Keep, Recipe, recipe
 from edgellm_export.shrink import Shrink, Shrunk
 from edgellm_export.store import StoredWeights, WeightStore, stored_suffix
+from edgellm_export.targets import ort, qnn
+from edgellm_export.verify import Watch
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to export. `recipe` None: what suits the source (see `default_recipe`); `sampling`: keys
     of generation_config.json that the source may lack; `lora`: folder of an adapter, merged unless
-    `lora_at_run_time` only makes room for it and its like; `shrink`: what to leave out; `tracer`:
-    the Python that has optimum, for architectures without a builder of ours."""
+    `lora_at_run_time` only makes room for it and its like; `shrink`: what to leave out; `kv`:
+    what the KV cache keeps (kv.KV_DTYPES), None: the type of the activations; `ort`: also an .ort
+    file (targets.ort); `qnn`: also graphs for NPUs (targets.qnn); `tracer`: the Python that has
+    optimum, for architectures without a builder of ours."""
 
     source: Path
     recipe: Recipe | None
@@ -44,9 +50,14 @@ class Job:
     calibration: Calibration | None = None
     shrink: Shrink = field(default_factory=Shrink)
     lora_at_run_time: bool = False
+    kv: str | None = None
+    ort: bool = False
+    qnn: bool = False
     tracer: Path = Path(sys.executable)
 
     def __post_init__(self) -> None:
+        # What does not go together is refused before anything is calibrated.
+        kv_dtype(self.kv, self.recipe.activations if self.recipe else "float32")
         if self.lora_at_run_time and self.shrink.measured:
             raise UsageError(
                 "an adapter at run time fits whole layers; merge it, or leave out --drop-layers "
@@ -74,53 +85,70 @@ def export_bundle(
     does not compute it, StorageFailed a disk that is full. After an error `out` is not a bundle.
     """
     try:
-        return _export(job, out, notice, steps)
+        return _export(job, out, Watch(notice, steps))
     except OSError as error:
         raise StorageFailed(f"cannot write {out}: {error.strerror or error}") from error
 
 
-def _export(job: Job, out: Path, notice: Notice, steps: Steps) -> Manifest:
+def _export(job: Job, out: Path, watch: Watch) -> Manifest:
     if optimum.serves(job.source):
         from edgellm_export.optimum.pipeline import export_traced
 
-        return export_traced(job, out, verify.Watch(notice, steps))
-    shrunk = changes.opened(job, notice)
-    checkpoint = shrunk.checkpoint
+        return export_traced(job, out, watch)
+    shrunk = changes.opened(job, watch.notice)
+    architecture = arch.find(shrunk.checkpoint.config["model_type"])
+    chosen, found = _calibrated(job, shrunk, architecture, watch.notice)
+    made = _converted(job, out, shrunk.checkpoint, chosen, found, watch)
+    drawn, shape, self_check = _checked(job, out, made, found, watch)
+    graphs, facts = _other_forms(job, made.model, drawn, shape, watch.notice)
+    drawn.forget()
+    data = f"onnx/{made.store.data.path.name}"
+    probed = {"native": io.probe_layer(shape.num_hidden_layers)}
+    described = {
+        kind: GraphFile(kind, f"onnx/{path.name}", data, probed.get(kind))
+        for kind, path in graphs.items()
+    }
+    record = _recipe_record(job, chosen, found) | shrunk.record
+    finished = Finished(out, shape, made.store, described, record, {**self_check, **facts})
+    return publish(finished, job.name, job.origin)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The weights, written; `suffix` is that of the files (see Recipe)."""
+
+    model: Model
+    store: WeightStore
+    suffix: str
+
+
+def _converted(
+    job: Job,
+    out: Path,
+    checkpoint: Checkpoint,
+    chosen: Recipe,
+    found: Calibrated | None,
+    watch: Watch,
+) -> _Made:
     architecture = arch.find(checkpoint.config["model_type"])
     folder = out / "onnx"
     folder.mkdir()
-    chosen, found = _calibrated(job, shrunk, architecture, notice)
-    instead = changes.instead(checkpoint, chosen, notice)
+    instead = changes.instead(checkpoint, chosen, watch.notice)
     slots = changes.slots(job, checkpoint)
-    notice(f"converting {job.name} ({chosen.name})")
+    watch.notice(f"converting {job.name} ({chosen.name})")
     with DataFile(folder / "weights") as data:
         statistics = found.statistics if found else None
         store = WeightStore(checkpoint, chosen, data, instead, statistics, slots)
-        weights = _stored(architecture, store, steps)
+        weights = _stored(architecture, store, watch.steps)
     _check_names(job.recipe, store)
     changes.check_slots(slots, store.places)
+    if job.ort:
+        ort.check_size(weight_bytes(store.places))
     suffix = stored_suffix(store) if chosen.linear == Keep() else chosen.suffix
     data.rename(f"model{suffix}.onnx_data")
-    drawn = _draw(architecture, weights, folder, suffix, chosen.accuracy_level)
     for line in checkpoint.notices:
-        notice(line)
-    shape = architecture.shape(weights)
-    write_configs(out, checkpoint, shape, f"onnx/{drawn.portable.name}", job.sampling)
-    notice("checking it against a numpy forward pass on the same weights")
-    candidate = _candidate(out, drawn, shape, store)
-    text = None if found is None else found.ids[0].tolist()
-    report = verify.check(candidate, checkpoint, text, verify.Watch(notice, steps))
-    drawn.exact.unlink()
-    graphs = {
-        kind: GraphFile(kind, f"onnx/{path.name}", f"onnx/{data.path.name}", probed)
-        for kind, path, probed in (
-            ("native", drawn.native, io.probe_layer(shape.num_hidden_layers)),
-            ("portable", drawn.portable, None),
-        )
-    }
-    record = _recipe_record(job, chosen, found) | shrunk.record
-    finished = Finished(out, shape, store, graphs, record, report.to_json())
-    return publish(finished, job.name, job.origin)
+        watch.notice(line)
+    return _Made(Model(architecture, weights, data.path), store, suffix)
 
 
 def _stored(architecture: Architecture, store: WeightStore, steps: Steps) -> Any:
@@ -149,47 +177,52 @@ def _check_names(wanted: Recipe | None, store: WeightStore) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """The graphs of a bundle over one data file; `exact` is for the self-check only."""
-
-    native: Path
-    portable: Path
-    exact: Path
-
-
-def _draw(
-    architecture: Architecture, weights: Any, folder: Path, suffix: str, accuracy_level: int
-) -> _Drawn:
-    data = f"model{suffix}.onnx_data"
-    drawn = _Drawn(
-        folder / f"edgellm{suffix}.onnx",
-        folder / f"model{suffix}.onnx",
-        folder / f"check{suffix}.onnx",
-    )
-    for path, inputs, level in (
-        (drawn.native, io.native, accuracy_level),
-        (drawn.portable, io.portable, accuracy_level),
-        (drawn.exact, io.native, EXACT),
-    ):
-        g = Graph(path.stem, data, level)
-        architecture.build(g, inputs(g), weights)
-        g.save(path)
-    return drawn
+def _checked(
+    job: Job, out: Path, made: _Made, found: Calibrated | None, watch: Watch
+) -> tuple[Drawn, Shape, dict[str, Any]]:
+    """The graphs, drawn, the shape of what they compute, and what the self-check found."""
+    store, model, chosen = made.store, made.model, made.store.recipe
+    dtype = kv_dtype(job.kv, chosen.activations)
+    shape = replace(model.shape, kv_dtype=dtype)
+    portable = f"onnx/model{made.suffix}.onnx"
+    write_configs(out, store.checkpoint, shape, portable, job.sampling)
+    cache = _cache(job, model, dtype, out, watch.notice)
+    drawn = draw(model, made.suffix, chosen, cache.kind)
+    # First: a cache that costs too much is not told as a bundle too far from the float weights.
+    costs = kv.record(cache, drawn, shape)
+    watch.notice("checking it against a numpy forward pass on the same weights")
+    stored = StoredWeights(store.data, store.places)
+    candidate = verify.Candidate(out, drawn, shape, store.data, stored, store.places, chosen)
+    text = None if found is None else found.ids[0].tolist()
+    report = verify.check(candidate, store.checkpoint, text, watch)
+    return drawn, shape, {**report.to_json(candidate.activations), **costs}
 
 
-def _candidate(out: Path, drawn: _Drawn, shape: Shape, store: WeightStore) -> verify.Candidate:
-    return verify.Candidate(
-        out,
-        drawn.native,
-        drawn.portable,
-        drawn.exact,
-        shape,
-        store.data,
-        StoredWeights(store.data, store.places),
-        store.places,
-        store.recipe,
-    )
+def _cache(job: Job, model: Model, dtype: KVDtype, out: Path, notice: Notice) -> kv.Chosen:
+    """The KV cache. One that nobody chose is measured with the activations, whose type it has."""
+    if job.kv is None:
+        return kv.Chosen(KVType(dtype))
+    text = job.calibration.text if job.calibration else None
+    return kv.choose(model, dtype, out, None if text is None else read_text(text), notice)
+
+
+def _other_forms(
+    job: Job, model: Model, drawn: Drawn, shape: Shape, notice: Notice
+) -> tuple[dict[str, Path], dict[str, float]]:
+    """All graphs by name, with those that the job wants beside two, and what their check found.
+
+    An .ort file is none of them: edgellm never loads it.
+    """
+    graphs = {"native": drawn.native, "portable": drawn.portable}
+    if job.ort:
+        notice("writing it in ONNX Runtime's own format")
+        ort.write(drawn.native, shape)
+    if not job.qnn:
+        return graphs, {}
+    notice("drawing and checking graphs of fixed shapes")
+    paths = qnn.draw(model, drawn.native.stem.removeprefix("edgellm"))
+    error = qnn.check(paths, drawn.exact, shape)
+    return graphs | paths, {"qnn_error": float(f"{error:.4g}")}
 
 
 def _recipe_record(job: Job, chosen: Recipe, found: Calibrated | None) -> dict[str, Any]:
@@ -200,6 +233,8 @@ def _recipe_record(job: Job, chosen: Recipe, found: Calibrated | None) -> dict[s
         record["lora_mode"] = "runtime" if job.lora_at_run_time else "merge"
     if found is not None:
         record["calibration"] = dict(found.record)
+    if job.kv not in (None, "fp32"):
+        record["kv_cache"] = KV_WORDS[job.kv]
     return record
 
 

@@ -24,6 +24,7 @@ from edgellm_export.checkpoint.safetensors import text_files
 from edgellm_export.checks import SelfCheckFailed
 from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile
+from edgellm_export.drawing import Drawn
 from edgellm_export.graph import EXACT, Graph
 from edgellm_export.optimum import trace
 from edgellm_export.optimum.checkpoint import TracedCheckpoint
@@ -98,6 +99,11 @@ def _recipe(job: Job) -> Recipe:
     if job.calibration is not None or job.lora is not None:
         what = "calibrated" if job.lora is None else "merged with an adapter"
         raise UsageError(f"a model without a builder here cannot be {what}; leave that out")
+    if chosen.activations != "float32" or job.kv or job.ort or job.qnn:
+        raise UsageError(
+            "a model without a builder here is made for CPUs, with a float32 KV cache; leave out "
+            "--kv, --ort and --qnn, and use int4, int8, fp16 or fp32"
+        )
     if job.shrink != Shrink():
         raise UsageError(
             "of a model without a builder here nothing can be left out; keep all of it"
@@ -181,9 +187,7 @@ def _check(
 
     candidate = verify.Candidate(
         made.folder,
-        made.native,
-        made.portable,
-        made.exact,
+        Drawn(made.native, made.portable, made.exact, made.exact, made.native),
         made.shape,
         made.store.data,
         StoredWeights(made.store.data, made.store.places),
@@ -192,7 +196,7 @@ def _check(
         CONCAT,
         forward,
     )
-    report = verify.check(candidate, checkpoint, None, watch).to_json()
+    report = verify.check(candidate, checkpoint, None, watch).to_json(candidate.activations)
     fast = verify.standard_logits(made.portable, made.shape, traced.ids)
     torch = fidelity.measure(traced.logits, fast)
     found = {"traced_error": error, "kl_torch": torch.kl, "top1_torch": torch.top1}

@@ -7,7 +7,6 @@ checkpoint ─ exact import ─▶ own words or a file ─▶ windows of ids ─
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -96,7 +95,7 @@ def calibrate(
     UsageError and NotFound name what is wrong with the text. An interrupted run leaves whole files
     only; its scratch folder goes with it.
     """
-    text = None if wanted.text is None else _read(wanted.text)
+    text = None if wanted.text is None else read_text(wanted.text)
     name = key(VERSION, _sha256(checkpoint.path), text, wanted.tokens, wanted.seed)
     folder = wanted.cache / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,21 +180,15 @@ def _ids(model: Model, wanted: Calibration, text: str | None, path: Path, notice
         g = Graph("write", model.data.name, FAST)
         model.architecture.build(g, io.portable(g), model.weights)
         g.save(graph)
-        start = selftext.openings(scratch, _ends(scratch))
+        start = selftext.openings(scratch, selftext.ends(scratch))
         size = (max(1, wanted.tokens // length), length)
         ids = selftext.generate(graph, model.shape, start, size, wanted.seed, notice)
     save(path, ids)
     return ids
 
 
-def _ends(folder: Path) -> list[int]:
-    """The ids that end an answer."""
-    config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    ends = config.get("eos_token_id", [])
-    return list(ends) if isinstance(ends, list) else [ends]
-
-
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a calibration file; UsageError and NotFound say what is wrong with it."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -10,7 +10,6 @@ Shapes: L layers, T tokens of a window, R logit rows, V vocabulary, D model widt
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,9 +56,7 @@ def windows(model: Model, text: str | None, count: int, notice: Notice) -> Ids:
     g = Graph("write", model.data.name, FAST)
     model.architecture.build(g, io.portable(g), model.weights)
     g.save(folder / "write.onnx")
-    settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    ends = settings.get("eos_token_id", [])
-    start = selftext.openings(folder, ends if isinstance(ends, list) else [ends])
+    start = selftext.openings(folder, selftext.ends(folder))
     size = (count, length)
     return selftext.generate(folder / "write.onnx", model.shape, start, size, 0, notice)
 
