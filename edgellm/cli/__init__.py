@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "Turn a checkpoint into a bundle.",
     "bench": "Measure speed.",
     "eval": "Measure quality.",
+    "tune": "Compare ways to store a model.",
 }
 INTERRUPTED = 130
 
