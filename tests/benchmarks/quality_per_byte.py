@@ -14,10 +14,12 @@ measures only what is new; --speed adds tokens per second, which mean nothing on
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from edgellm_export.recipe import Integer, Recipe, recipe
 
 GPL3 = Path("/usr/share/common-licenses/GPL-3")
 WINDOW_TOKENS = 512
+OPTIONS = LoadOptions(context_tokens=WINDOW_TOKENS)
 MB = 1e6
 
 
@@ -129,16 +132,16 @@ def texts() -> dict[str, str]:
 def bundles(setting: Setting) -> Iterator[tuple[str, Path]]:
     """Our bundles by the name of how they were made."""
     yield "fp32", bundle(setting, "fp32", recipe("fp32"))
-    for size in (32, 64):
-        scheme = Integer(4, size, True)
-        made_by = Recipe("int4", scheme, scheme, "_q4")
+    plain = {size: Recipe("int4", *2 * [Integer(4, size, True)], "_q4") for size in (32, 64)}
+    for size, made_by in plain.items():
         yield f"int4 RTN, blocks of {size}", bundle(setting, f"rtn-{size}", made_by)
-        calibrated = bundle(setting, f"gptq-{size}", made_by, calibrated=True)
-        yield f"int4 GPTQ, blocks of {size}", calibrated
     for target in setting.targets:
         made_in = bundle(setting, f"target-{target:g}", recipe("int4"), target_mb=target)
         note = " (recovers the 4-bit blocks the floats came from)" if recovers(made_in) else ""
         yield f"--target-mb {target:g}{note}", made_in
+    for size, made_by in plain.items():
+        calibrated = bundle(setting, f"gptq-{size}", made_by.calibrated(), calibrated=True)
+        yield f"int4 GPTQ, blocks of {size}", calibrated
     if setting.gguf:
         for name in ("exact", "compact"):
             made_in = bundle(setting, name, recipe(name), source=setting.gguf)
@@ -184,19 +187,41 @@ def foreign(setting: Setting, genai_python: Path | None) -> Iterator[tuple[str, 
 
 def measured(setting: Setting, folders: dict[str, Path]) -> Iterator[Row]:
     """Every folder on every text."""
-    options = LoadOptions(context_tokens=WINDOW_TOKENS)
     for text_name, text in texts().items():
-        with open_logits(str(folders["fp32"]), options) as truth:
-            windows = cut(text, setting.scope, [truth])
-            reference = Recorded(truth, windows)
+
+        @functools.cache
+        def reference(text: str = text) -> tuple[list[Window], Recorded]:
+            with open_logits(str(folders["fp32"]), OPTIONS) as truth:
+                windows = cut(text, setting.scope, [truth])
+                return windows, Recorded(truth, windows)
+
         for name, folder in folders.items():
+
+            def report(folder: Path = folder) -> Report:
+                windows, truth = reference()
+                with opened(folder) as model:
+                    return evaluate(windows, model, truth)
+
+            kept = setting.work / "reports" / f"{folder.name}-{text_name}-{setting.scope.tokens}"
             say(f"measuring {name} on {text_name}")
-            if (folder / "edgellm.json").is_file():
-                with open_logits(str(folder), options) as model:
-                    report = evaluate(windows, model, reference)
-            else:
-                report = evaluate(windows, peers.PlainModel(folder), reference)
-            yield Row(name, text_name, weight_mb(folder), report)
+            yield Row(name, text_name, weight_mb(folder), remembered(kept, report))
+
+
+def opened(folder: Path) -> AbstractContextManager[LogitsSource]:
+    """A bundle, or another program's folder, as a source of logits."""
+    if (folder / "edgellm.json").is_file():
+        return open_logits(str(folder), OPTIONS)
+    return nullcontext(peers.PlainModel(folder))
+
+
+def remembered(path: Path, make: Callable[[], Report]) -> Report:
+    """The report that an earlier run has kept at `path`, or a new one."""
+    if path.is_file():
+        return Report(**json.loads(path.read_text(encoding="utf-8")))
+    report = make()
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(asdict(report)), encoding="utf-8")
+    return report
 
 
 def llama_rows(setting: Setting, programs: Path) -> Iterator[Row]:
@@ -215,7 +240,8 @@ def llama_rows(setting: Setting, programs: Path) -> Iterator[Row]:
             for label, matrix in ((kind, None), (f"{kind} with imatrix", imatrix)):
                 say(f"measuring llama.cpp {label} on {text_name}")
                 model = llama.quantize(kind, matrix)
-                report = llama.measure(model, base, scope)
+                kept = setting.work / "reports" / f"{model.name}-{text_name}-{scope.tokens}"
+                report = remembered(kept, functools.partial(llama.measure, model, base, scope))
                 yield Row(f"llama.cpp {label}", text_name, peers.tensor_bytes(model) / MB, report)
 
 

@@ -28,7 +28,7 @@ from edgellm_export.weights import Float32
 
 # A trial is round to nearest at 4 bits in blocks of 64, min to max: quickly made for any matrix.
 TRIAL = Integer(4, 64, True)
-WINDOWS, WINDOW_TOKENS, ROWS = 2, 128, 96
+WINDOWS, WINDOW_TOKENS, ROWS = 1, 192, 144
 TABLES = ("GatherBlockQuantized", "Gather")
 Feeds = dict[str, NDArray[Any]]
 
