@@ -28,6 +28,7 @@ from edgellm_export.weights import Float32
 # Rows that stand for all of a matrix: their mean loss is within a few per cent of it.
 SAMPLE_ROWS = 256
 CANDIDATES = (
+    Integer(4, 128, True, method="gptq"),
     Integer(4, 64, True, method="gptq"),
     Integer(4, 32, True, method="gptq"),
     Integer(4, 16, True, method="gptq"),
