@@ -112,21 +112,18 @@ class Ruler:
     def windows(self, reference: LogitsSource) -> list[Window]:
         return quality.text_windows(self.text, self.scope, [reference])
 
-    def measure(
-        self, folder: Path, model: LogitsSource, reference: LogitsSource, windows: list[Window]
-    ) -> Measured:
-        """The bundle in `folder`, which is also loaded as `model`."""
-        found = manifest.read(folder)
+    def tokens_per_s(self, folder: Path) -> float:
+        """Decoding speed of the bundle, alone in memory: the median."""
         loaded = speed.load(str(folder), self.plan, self.options)
-        (row,) = speed.measure(loaded.session, found.shape, self.plan)
-        del loaded
-        return Measured(
-            folder.name,
-            str(found.recipe.get("name", "")),
-            weights_bytes(found),
-            row.tokens_per_s.median,
-            quality.evaluate(windows, model, reference),
-        )
+        (row,) = speed.measure(loaded.session, loaded.bundle.manifest.shape, self.plan)
+        return row.tokens_per_s.median
+
+
+def measured(folder: Path, tokens_per_s: float, report: Report) -> Measured:
+    """All that is known of the bundle in `folder`."""
+    found = manifest.read(folder)
+    recipe = str(found.recipe.get("name", ""))
+    return Measured(folder.name, recipe, weights_bytes(found), tokens_per_s, report)
 
 
 def decoding(tokens: int, repetitions: int) -> speed.Plan:

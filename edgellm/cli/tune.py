@@ -119,17 +119,24 @@ def workshop(
 def measure(shop: Workshop, ruler: Ruler, candidates: Sequence[Candidate]) -> list[Measured]:
     """The float32 bundle's row and one for each candidate, by falling size."""
     from edgellm.bench import tune
+    from edgellm.bench.quality import evaluate
     from edgellm.bundle import manifest
 
     floats = shop.make(tune.Candidate(tune.REFERENCE))
     chosen = candidates or tune.defaults(manifest.read(floats).shape.parameters)
+    folders = [floats, *(shop.make(candidate) for candidate in chosen)]
+    speeds = []
+    for folder in folders:
+        shop.progress.notice(f"measuring the speed of {folder.name}")
+        speeds.append(ruler.tokens_per_s(folder))
     rows = []
     with open_logits(str(floats), ruler.options) as reference:
         windows = ruler.windows(reference)
-        for folder in (floats, *(shop.make(candidate) for candidate in chosen)):
-            shop.progress.notice(f"measuring {folder.name}")
+        for folder, speed in zip(folders, speeds, strict=True):
+            shop.progress.notice(f"measuring the quality of {folder.name}")
             with open_logits(str(folder), ruler.options) as model:
-                rows.append(ruler.measure(folder, model, reference, windows))
+                report = evaluate(windows, model, reference)
+            rows.append(tune.measured(folder, speed, report))
     return sorted(rows, key=lambda row: -row.bytes)
 
 
