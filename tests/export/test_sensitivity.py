@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -29,12 +28,6 @@ TENSORS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    trial = dataclasses.replace(sensitivity.TRIAL, block_size=16)
-    monkeypatch.setattr(trial_error, "__defaults__", (trial,))
-
-
 def opened(folder: Path, sizes: Sizes) -> tuple[Checkpoint, calibrate.Model, calibrate.Stored]:
     checkpoint = open_checkpoint(tiny.write_folder(folder / "source", sizes))
     scratch = folder / "scratch"
@@ -56,6 +49,13 @@ def expected_kl(checkpoint: Checkpoint, tensors: tuple[str, ...]) -> float:
         rows = np.linspace(len(row) // 4, len(row) - 1, min(sensitivity.ROWS, len(row)), dtype=int)
         found.append((np.exp(p) * (p - q)).sum(axis=-1)[rows])
     return float(np.concatenate(found).mean())
+
+
+def test_a_width_that_no_block_divides_can_be_tried() -> None:
+    weight = np.random.default_rng(1).standard_normal((3, 40)).astype(np.float32)
+    error = trial_error(weight)
+    assert error.shape == (3, 40)
+    assert 0 < np.abs(error).max() < 0.25
 
 
 @pytest.mark.parametrize("sizes", [TINY, UNTIED], ids=["tied", "untied"])
