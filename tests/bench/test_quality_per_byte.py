@@ -19,24 +19,28 @@ import quality_per_byte
 import tiny_models as tiny
 from quality_per_byte import Recorded, Row, Setting
 
+from edgellm.bench import quality
 from edgellm.bench.quality import Report, Scope, Window, evaluate
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.recipe import Integer, Recipe, recipe
 from edgellm_export.weights import to_float32
 
-# The shape of llama-perplexity's last words.
-PRINTED = """
-====== Perplexity statistics ======
-Mean PPL(Q)                   :  24.480120 ±   1.262931
-Mean PPL(base)                :  24.101938 ±   1.243822
-====== KL divergence statistics ======
-Mean    KLD:   0.032165 ±   0.001117
-Maximum KLD:   2.103561
-99.9%   KLD:   0.610221
-99.0%   KLD:   0.265108
-====== Token probability statistics ======
-Same top p: 89.412 ± 0.482 %
-"""
+
+def written(path: Path, logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> Path:
+    """`logits` (windows, rows, V) in llama-perplexity's file format."""
+    count, window = tokens.shape
+    vocabulary = logits.shape[-1]
+    with path.open("wb") as file:
+        file.write(b"_logits_" + np.array([window, vocabulary, count], np.int32).tobytes())
+        file.write(tokens.tobytes())
+        for row in logits.reshape(-1, vocabulary):
+            lowest = max(row.min(), row.max() - 16)
+            scale = np.float32((row.max() - lowest) / 65535)
+            steps = np.rint(np.maximum(row - lowest, 0) / scale).astype(np.uint16)
+            padding = np.zeros(vocabulary % 2, np.uint16)
+            file.write(np.array([scale, lowest], np.float32).tobytes())
+            file.write(steps.tobytes() + padding.tobytes())
+    return path
 
 
 class Noise:
@@ -64,11 +68,29 @@ def test_a_recorded_reference_gives_the_same_report_and_runs_once() -> None:
     assert model.asked == 3
 
 
-def test_what_llama_perplexity_says_is_read() -> None:
-    report = peers.read_report(PRINTED, Scope(4096, 512))
-    assert report == Report(24.480120, 0.032165, 0.265108, 0.89412, 16 * 255)
-    with pytest.raises(SystemExit, match="Mean    KLD"):
-        peers.read_report(PRINTED.replace("Mean    KLD", "Mean"), Scope(4096, 512))
+def test_logits_of_llama_perplexity_are_compared_as_ours_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(0, 15, (2, 8)).astype(np.int32)
+    base, model = (2 * rng.standard_normal((2, 3, 15)).astype(np.float32) for _ in range(2))
+    files = [
+        written(tmp_path / name, values, tokens) for name, values in (("a", base), ("b", model))
+    ]
+    report = peers.compare(*files)
+    p, q = (quality.log_softmax(row) for row in (base[1, 2], model[1, 2]))
+    assert list(peers.read_rows(files[0]))[-1][1] == tokens[1, 7]
+    assert np.exp(p) @ (p - q) <= report.kl_p99 + 1e-3
+    expected = [
+        np.exp(p) @ (p - q)
+        for p, q in (
+            (quality.log_softmax(a), quality.log_softmax(b))
+            for a, b in zip(base.reshape(-1, 15), model.reshape(-1, 15), strict=True)
+        )
+    ]
+    assert report.tokens == 6
+    assert report.kl_mean == pytest.approx(np.mean(expected), rel=1e-3)
+    (tmp_path / "c").write_bytes(b"something else")
+    with pytest.raises(SystemExit, match="no file of llama-perplexity"):
+        list(peers.read_rows(tmp_path / "c"))
 
 
 @pytest.mark.parametrize("sizes", [tiny.TINY, tiny.UNTIED], ids=["tied", "untied"])

@@ -1,6 +1,6 @@
 """Other programs' quantizers on the same float weights, and how far they are from their own fp32.
 
-llama.cpp  llama-quantize with and without llama-imatrix; llama-perplexity --kl-divergence measures
+llama.cpp  llama-quantize with and without llama-imatrix; llama-perplexity writes logits
 genai      the model builder of onnxruntime-genai; its graph runs in plain ONNX Runtime, so that
            `edgellm.bench.quality` measures it like a bundle
 
@@ -9,8 +9,6 @@ What has been made stays in the work folder.
 
 from __future__ import annotations
 
-import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,12 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from prepare import made, say
 
-from edgellm.bench.quality import Report, Scope
+from edgellm.bench.quality import Divergence, Perplexity, Report, Scope, log_softmax
 from edgellm.bundle import tokenizer
 from edgellm.runtime.session import load_onnxruntime
 
 TYPES = ("Q4_0", "Q4_K_M")
-TIMEOUT_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,54 +59,65 @@ class LlamaCpp:
             program += ["--imatrix", str(imatrix)]
         return made(self.work / name, lambda out: [*program, str(self.floats), str(out), kind])
 
-    def base(self, text: Path, scope: Scope) -> Path:
-        """The float32 file's logits on `text`."""
-        command = [str(self.folder / "llama-perplexity"), "-m", str(self.floats), "-f", str(text)]
+    def logits(self, model: Path, text: Path, scope: Scope) -> Path:
+        """A file of what `model` says about `text`: the second half of each window.
+
+        Its summaries go through a log whose thread is often killed before it has said everything.
+        """
+        command = [str(self.folder / "llama-perplexity"), "-m", str(model), "-f", str(text)]
         command += ["-c", str(scope.window_tokens), "-b", str(scope.window_tokens)]
         command += ["--chunks", str(2 * scope.tokens // scope.window_tokens)]
-        out = self.work / f"{text.stem}-{scope.tokens}.logits"
+        out = self.work / f"{model.stem}-{text.stem}-{scope.tokens}.logits"
         return made(out, lambda part: [*command, "--kl-divergence-base", str(part)])
 
-    def measure(self, model: Path, base: Path, scope: Scope) -> Report:
-        """Second half of each window as `edgellm eval`, but for its last token's successor."""
-        command = [str(self.folder / "llama-perplexity"), "-m", str(model)]
-        command += ["-c", str(scope.window_tokens), "-b", str(scope.window_tokens)]
-        command += ["--kl-divergence-base", str(base), "--kl-divergence"]
-        return read_report(answer(command), scope)
+    def measure(self, model: Path, text: Path, scope: Scope) -> Report:
+        """As `edgellm eval`, but for each window's last token, against the float32 file."""
+        base, found = (self.logits(path, text, scope) for path in (self.floats, model))
+        report = compare(base, found)
+        if found != base:
+            found.unlink()  # as large as the text times the vocabulary
+        return report
 
 
-def read_report(words: str, scope: Scope) -> Report:
-    """What llama-perplexity prints at its end."""
-
-    def number(label: str) -> float:
-        found = re.search(rf"{re.escape(label)}\s*:\s*([0-9.eE+-]+|nan|inf)", words)
-        if not found:
-            sys.exit(f"llama-perplexity did not say {label!r}")
-        return float(found[1])
-
-    windows = 2 * scope.tokens // scope.window_tokens
+def compare(base: Path, model: Path) -> Report:
+    """The Report of two files of llama-perplexity on one text."""
+    perplexity, divergence = Perplexity(), Divergence()
+    for (expected, token), (row, _) in zip(read_rows(base), read_rows(model), strict=True):
+        logprobs = log_softmax(row)
+        perplexity.add(logprobs, token)
+        divergence.add(log_softmax(expected), logprobs)
     return Report(
-        perplexity=number("Mean PPL(Q)"),
-        kl_mean=number("Mean    KLD"),
-        kl_p99=number("99.0%   KLD"),
-        top1_agreement=number("Same top p") / 100,
-        tokens=windows * (scope.window_tokens // 2 - 1),
+        perplexity.value,
+        divergence.mean,
+        divergence.p99,
+        divergence.top1_agreement,
+        perplexity.tokens,
     )
+
+
+def read_rows(path: Path) -> Iterator[tuple[NDArray[np.float32], int]]:
+    """Log-probabilities (V,) and the token that came, from a file of --kl-divergence-base.
+
+    They are 16-bit steps between the likeliest and 16 nats below (log_softmax and kl_divergence in
+    llama.cpp's tools/perplexity/perplexity.cpp).
+    """
+    with path.open("rb") as file:
+        if file.read(8) != b"_logits_":
+            sys.exit(f"{path} is no file of llama-perplexity")
+        window, vocabulary, count = np.fromfile(file, np.int32, 3).tolist()
+        tokens = np.fromfile(file, np.int32, window * count).reshape(count, window)
+        width = 2 * ((vocabulary + 1) // 2) + 4
+        for ids in tokens:
+            for token in ids[window // 2 + 1 :].tolist():
+                row = np.fromfile(file, np.uint16, width)
+                scale, lowest = row[:4].view(np.float32).tolist()
+                steps = row[4 : 4 + vocabulary].astype(np.float32)
+                yield steps * np.float32(scale) + np.float32(lowest), token
 
 
 def tensor_bytes(model: Path) -> int:
     """Bytes of a GGUF file's tensors, without the vocabulary."""
     return sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(model).tensors)
-
-
-def answer(command: list[str]) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        sys.exit(f"{command[0]} failed ({done.returncode}): {last}")
-    return done.stdout + done.stderr
 
 
 def genai_model(model: Path, python: Path, work: Path) -> Path:

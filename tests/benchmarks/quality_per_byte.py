@@ -35,6 +35,7 @@ from edgellm.bench.quality import LogitsSource, Report, Scope, Window, default_t
 from edgellm.bench.quality import text_windows as cut
 from edgellm.bundle import tokenizer
 from edgellm.bundle.manifest import Source
+from edgellm.errors import EdgellmError
 from edgellm.runtime.local import open_logits
 from edgellm.runtime.options import LoadOptions
 from edgellm_export.pipeline import Job, export_bundle
@@ -235,13 +236,12 @@ def llama_rows(setting: Setting, programs: Path) -> Iterator[Row]:
         count = len(tokenizer.read(setting.folder).encode(text, special=False))
         windows = min(2 * setting.scope.tokens // WINDOW_TOKENS, count // WINDOW_TOKENS)
         scope = Scope(windows * WINDOW_TOKENS // 2, WINDOW_TOKENS)
-        base = llama.base(file, scope)
         for kind in peers.TYPES:
             for label, matrix in ((kind, None), (f"{kind} with imatrix", imatrix)):
                 say(f"measuring llama.cpp {label} on {text_name}")
                 model = llama.quantize(kind, matrix)
                 kept = setting.work / "reports" / f"{model.name}-{text_name}-{scope.tokens}"
-                report = remembered(kept, functools.partial(llama.measure, model, base, scope))
+                report = remembered(kept, functools.partial(llama.measure, model, file, scope))
                 yield Row(f"llama.cpp {label}", text_name, peers.tensor_bytes(model) / MB, report)
 
 
@@ -293,4 +293,7 @@ def line(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except EdgellmError as error:
+        sys.exit(str(error))

@@ -41,7 +41,7 @@ SHAPE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 64,
-    "max_position_embeddings": 2048,
+    "max_position_embeddings": 512,
     "rope_theta": 10000.0,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True,
