@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgellm.errors import EdgellmError
+    from edgellm.routing.options import RouterOptions
+    from edgellm.routing.remote.options import RemoteOptions as Remote
+    from edgellm.routing.router import Router
     from edgellm.runtime.local import load
     from edgellm.runtime.options import LoadOptions
     from edgellm.stream import (
@@ -31,9 +34,13 @@ if TYPE_CHECKING:
 
     __version__: str
 
+# A module, with the attribute where it has another name there.
 _MODULES = {
     "EdgellmError": "edgellm.errors",
     "LoadOptions": "edgellm.runtime.options",
+    "Remote": "edgellm.routing.remote.options:RemoteOptions",
+    "Router": "edgellm.routing.router",
+    "RouterOptions": "edgellm.routing.options",
     "load": "edgellm.runtime.local",
     "Backend": "edgellm.stream",
     "Completion": "edgellm.stream",
@@ -56,7 +63,10 @@ __all__ = [
     "Event",
     "LoadOptions",
     "Message",
+    "Remote",
     "Request",
+    "Router",
+    "RouterOptions",
     "Sampling",
     "Start",
     "__version__",
@@ -67,23 +77,16 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version()
+        from edgellm.version import version
+
+        return version()
     if name not in _MODULES:
         raise AttributeError(f"module 'edgellm' has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), name)
+    module, _, attribute = _MODULES[name].partition(":")
+    value = getattr(import_module(module), attribute or name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("edgellm")
-    except PackageNotFoundError:
-        # Run from a checkout that was not installed.
-        return "0+checkout"

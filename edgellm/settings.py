@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,17 @@ from edgellm.errors import UsageError
 PROJECT_FILE = "edgellm.toml"
 # A project file holds a dozen lines; a larger one is not ours.
 PROJECT_LIMIT_BYTES = 1 << 20
-VARIABLES = {"home": "EDGELLM_HOME", "offline": "EDGELLM_OFFLINE", "log": "EDGELLM_LOG"}
+VARIABLES = {
+    "home": "EDGELLM_HOME",
+    "offline": "EDGELLM_OFFLINE",
+    "log": "EDGELLM_LOG",
+    "remote_url": "EDGELLM_REMOTE_URL",
+    "remote_model": "EDGELLM_REMOTE_MODEL",
+    "remote_key": "EDGELLM_REMOTE_KEY",
+}
+# Where text goes and with which key is for the user to say: a folder that came from somewhere else
+# must not send prompts, or the user's key, to a host of its own choice.
+PERSONAL = ("remote_url", "remote_model", "remote_key")
 SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 KINDS: Mapping[str, type] = {
     "model": str,
@@ -43,6 +53,9 @@ class Settings:
     provider: str = "auto"
     require_provider: bool = False
     threads: int | None = None
+    remote_url: str | None = None
+    remote_model: str | None = None
+    remote_key: str | None = field(default=None, repr=False)
 
     def home_folder(self) -> Path:
         """The folder of the store and of the chat history; it may not exist yet."""
@@ -56,10 +69,10 @@ class Settings:
 def resolve(*layers: Mapping[str, Any]) -> Settings:
     """The settings of the first layer that has each one; None counts as not said."""
     chosen: dict[str, Any] = {}
-    for field in fields(Settings):
-        said = [layer[field.name] for layer in layers if layer.get(field.name) is not None]
+    for name in (each.name for each in fields(Settings)):
+        said = [layer[name] for layer in layers if layer.get(name) is not None]
         if said:
-            chosen[field.name] = said[0]
+            chosen[name] = said[0]
     return Settings(**chosen)
 
 
@@ -75,7 +88,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         text = environment.get(variable)
         if not text:
             continue
-        found[name] = _switch(variable, text) if KINDS[name] is bool else text
+        found[name] = _switch(variable, text) if KINDS.get(name) is bool else text
     return found
 
 
@@ -100,6 +113,8 @@ def from_project(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
     for name, value in raw.items():
+        if name in PERSONAL:
+            raise UsageError(f"{path}: {name} is yours, not the folder's; set {VARIABLES[name]}")
         if name not in KINDS:
             raise UsageError(f"{path}: unknown setting {name!r}; known are {', '.join(KINDS)}")
         # bool is an int in Python, but `threads = true` is a mistake.

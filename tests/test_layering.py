@@ -18,6 +18,7 @@ PACKAGES = {"edgellm": ROOT / "edgellm", "edgellm_export": ROOT / "export" / "ed
 # The longest matching prefix decides. A module may import lower floors, and its own package.
 FLOORS = {
     "edgellm.errors": 0,
+    "edgellm.version": 0,
     "edgellm.stream": 1,
     "edgellm.settings": 1,
     "edgellm.bundle": 2,
@@ -36,7 +37,12 @@ FLOORS = {
 }
 
 # What the exporter may take from the runtime: vocabulary, never behaviour.
-EXPORT_MAY_IMPORT = ("edgellm.errors", "edgellm.bundle.manifest", "edgellm.device.profiles")
+EXPORT_MAY_IMPORT = (
+    "edgellm.errors",
+    "edgellm.version",
+    "edgellm.bundle.manifest",
+    "edgellm.device.profiles",
+)
 # The exceptions: the self-check must run the session that users run, not one like it; calibration
 # needs activations, and text that the model writes itself.
 EXPORT_EXCEPTIONS = {
@@ -71,7 +77,16 @@ OWNERS = {
     "huggingface_hub": ("edgellm.hub",),
     "ray": ("edgellm.batch",),
     **dict.fromkeys(
-        ("httpx", "httpx2", "requests", "aiohttp", "urllib3", "urllib.request", "http.client"),
+        (
+            "httpcore",
+            "httpx",
+            "httpx2",
+            "requests",
+            "aiohttp",
+            "urllib3",
+            "urllib.request",
+            "http.client",
+        ),
         ("edgellm.routing.remote", "edgellm.hub"),
     ),
 }

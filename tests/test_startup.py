@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"numpy", "onnxruntime", "onnx", "onnx_ir", "tokenizers", "gguf", "torch", "jinja2"}
-HEAVY |= {"huggingface_hub", "prompt_toolkit", "tqdm", "psutil"}
+HEAVY |= {"huggingface_hub", "prompt_toolkit", "tqdm", "psutil", "httpcore"}
 
 # Prints the loaded modules after running what it is given.
 LOADED = "import json, sys\n{code}\nprint(json.dumps(sorted(sys.modules)), file=sys.stderr)"

@@ -43,10 +43,12 @@ def test_every_source_and_data_file_is_in_the_wheel(names: set[str], package: st
     assert f"{package}/py.typed" in names
 
 
-def test_profiles_and_aliases_are_data_of_the_wheel(names: set[str]) -> None:
+def test_profiles_aliases_and_recipes_are_data_of_the_wheel(names: set[str]) -> None:
     profiles = {path.name for path in (ROOT / "devices").glob("*.toml")}
     assert {f"edgellm/device/data/{name}" for name in profiles} <= names
     assert "edgellm/hub/aliases.toml" in names
+    recipes = {path.name for path in (ROOT / "export" / "recipes").glob("*.toml")}
+    assert {f"edgellm_export/recipes/{name}" for name in recipes} <= names
 
 
 def test_the_licence_and_the_command_are_in_the_wheel(wheel: Path, names: set[str]) -> None:
@@ -62,12 +64,14 @@ def test_nothing_else_is_in_the_wheel(names: set[str]) -> None:
     assert not [name for name in names if name.endswith((".gguf", ".onnx", ".pyc", ".safetensors"))]
 
 
-def test_an_unpacked_wheel_reads_its_own_profiles(wheel: Path, tmp_path: Path) -> None:
+def test_an_unpacked_wheel_reads_its_own_profiles_and_recipes(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = (
         "from edgellm.device import profiles;"
-        "print(profiles.folder()); print(profiles.profile('rpi5-8gb').name)"
+        "from edgellm_export import recipe;"
+        "print(profiles.folder()); print(profiles.profile('rpi5-8gb').name);"
+        "print(recipe.folder()); print(recipe.recipe('int4').linear.bits, len(recipe.names()))"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
@@ -78,6 +82,8 @@ def test_an_unpacked_wheel_reads_its_own_profiles(wheel: Path, tmp_path: Path) -
         text=True,
         check=True,
     )
-    folder, name = done.stdout.splitlines()
+    folder, name, recipes, found = done.stdout.splitlines()
     assert Path(folder) == tmp_path / "edgellm" / "device" / "data"
     assert name == "Raspberry Pi 5, 8 GB"
+    assert Path(recipes) == tmp_path / "edgellm_export" / "recipes"
+    assert found == f"4 {len(list((ROOT / 'export' / 'recipes').glob('*.toml')))}"

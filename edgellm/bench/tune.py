@@ -44,7 +44,8 @@ class Candidate:
         """Fit for a folder."""
         if self.target_mb is not None:
             return f"{self.target_mb:g}mb"
-        return f"{self.precision}-calibrated" if self.calibrated else self.precision
+        name = Path(self.precision).stem  # a recipe may be a file
+        return f"{name}-calibrated" if self.calibrated else name
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,11 +55,15 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """`kind` is "portable" (standard inputs) or "native" (row-selected logits, see runtime)."""
+    """`kind` is "portable" (standard inputs) or "native" (row-selected logits, see runtime).
+
+    `hidden_layer`: after how many layers the output hidden_states is taken; None: there is none.
+    """
 
     kind: str
     path: str
     data: str
+    hidden_layer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,9 @@ def _graph(raw: Any) -> Graph:
     graph = Graph(**raw)
     inside(graph.path)
     inside(graph.data)
+    layer = graph.hidden_layer
+    if layer is not None and (type(layer) is not int or layer < 1):
+        raise Corrupt(f"hidden_layer must be a number of layers, got {layer!r}")
     return graph
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from types import FrameType
@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "Turn a checkpoint into a bundle.",
     "bench": "Measure speed.",
     "eval": "Measure quality.",
+    "route": "Decide when to ask a larger model.",
     "tune": "Compare ways to store a model.",
 }
 INTERRUPTED = 130
@@ -41,22 +42,25 @@ class Terminated(KeyboardInterrupt):
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports the one that is asked for."""
 
+    package = "edgellm.cli"
+    table: Mapping[str, str] = COMMANDS
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name in COMMANDS if find_spec(f"edgellm.cli.{name}")]
+        return [name for name in self.table if find_spec(f"{self.package}.{name}")]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        found = import_module(f"edgellm.cli.{cmd_name}").command
+        found = import_module(f"{self.package}.{cmd_name}").command
         if not isinstance(found, click.Command):
-            raise TypeError(f"edgellm.cli.{cmd_name}.command is not a click command")
+            raise TypeError(f"{self.package}.{cmd_name}.command is not a click command")
         if not any(param.name == "debug" for param in found.params):
             found.params.append(debug_option())
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name]) for name in self.list_commands(ctx)])
+            formatter.write_dl([(name, self.table[name]) for name in self.list_commands(ctx)])
 
 
 class Debug:

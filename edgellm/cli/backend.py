@@ -1,15 +1,21 @@
-"""The one door from the command line to a model; tests put a scripted one behind it."""
+"""The doors from the command line to models, here and elsewhere; tests put scripted ones there."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from edgellm.errors import NotFound
 from edgellm.runtime.options import LoadOptions
-from edgellm.stream import Backend, Sampling
+from edgellm.settings import current
+from edgellm.stream import Event, Request, Sampling
+
+if TYPE_CHECKING:
+    from edgellm.routing.seams import Confidence, Guard
 
 
-class LoadedModel(Backend, Protocol):
+class LoadedModel(Protocol):
     """A Backend that is in memory, and what `run` and `chat` ask of it besides answers."""
 
     @property
@@ -18,9 +24,31 @@ class LoadedModel(Backend, Protocol):
     @property
     def default_sampling(self) -> Sampling: ...
 
+    def stream(self, request: Request, prefix: str = "") -> Iterator[Event]: ...
+
 
 def open_backend(reference: str, options: LoadOptions) -> AbstractContextManager[LoadedModel]:
     """The model behind a reference, in memory until the `with` block is left."""
     from edgellm.runtime.local import load
 
     return load(reference, options)
+
+
+def open_guard() -> Guard:
+    """What decides what may leave this machine."""
+    from edgellm.routing.door import OpenDoor
+
+    return OpenDoor()
+
+
+def open_confidence(model: LoadedModel) -> Confidence | None:
+    """The confidence pack of a model, the user's own first; None when there is none."""
+    from edgellm.routing.confidence import library
+    from edgellm.runtime.local import LocalBackend
+
+    if not isinstance(model, LocalBackend):
+        return None
+    try:
+        return library.find(model.bundle.manifest, current().home_folder())
+    except NotFound:
+        return None

@@ -6,7 +6,6 @@ import sys
 
 import click
 
-from edgellm.cli import backend
 from edgellm.cli.options import (
     AnswerOptions,
     SamplingChoice,
@@ -14,6 +13,7 @@ from edgellm.cli.options import (
     load_options,
     sampling_options,
 )
+from edgellm.cli.routed import RouteChoice, open_routed, route_options
 from edgellm.runtime.options import LoadOptions
 from edgellm.settings import current
 
@@ -25,12 +25,14 @@ HISTORY_NAME = "chat_history"
 @answer_options
 @sampling_options
 @load_options
+@route_options
 @click.option("--stats", is_flag=True, help="Show what each answer cost.")
 def command(
     model: str | None,
     answer: AnswerOptions,
     sampling: SamplingChoice,
     load: LoadOptions,
+    route: RouteChoice,
     stats: bool,
 ) -> None:
     """Hold a conversation with MODEL. /help inside lists its commands.
@@ -41,7 +43,7 @@ def command(
     \b
     edgellm chat smollm2-135m --system "You are a pirate."
     """
-    converse(model or current().model, answer, sampling, load, stats)
+    converse(model or current().model, answer, sampling, load, route, stats)
 
 
 def converse(
@@ -49,13 +51,14 @@ def converse(
     answer: AnswerOptions,
     sampling: SamplingChoice,
     load: LoadOptions,
+    route: RouteChoice,
     stats: bool,
 ) -> None:
     """Loads the model and talks until the user leaves."""
     from edgellm.cli.conversation import Conversation
     from edgellm.cli.repl import Chat, recite, talk
 
-    with backend.open_backend(reference, load) as model:
+    with open_routed(reference, load, route) as model:
         conversation = Conversation(
             sampling=sampling.over(model.default_sampling),
             max_tokens=answer.max_tokens,
@@ -63,6 +66,8 @@ def converse(
             system=answer.system,
         )
         chat = Chat(model, conversation, stats)
+        if model.certificate is not None:
+            chat.screen.note(model.certificate)
         if sys.stdin is None or not sys.stdin.isatty():
             from edgellm.cli.script import lines
 

@@ -11,7 +11,22 @@ import click
 if TYPE_CHECKING:
     from edgellm.hub.convert import CalibrationOptions
 
-PRECISIONS = ("exact", "compact", "int4", "int8", "fp16", "fp32")
+
+class Precision(click.ParamType[str]):
+    """A recipe: one of those that ship, or a file. Names are looked up when they are needed."""
+
+    name = "precision"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        from edgellm_export.recipe import names
+
+        return f"[{'|'.join(names())}|FILE.toml]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from edgellm_export.recipe import recipe
+
+        recipe(value)  # before anything is fetched
+        return value
 
 
 @click.command("export")
@@ -19,7 +34,7 @@ PRECISIONS = ("exact", "compact", "int4", "int8", "fp16", "fp32")
 @click.option("-o", "--output", type=Path, required=True, metavar="DIR", help="A new folder.")
 @click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=Precision(),
     help="Default: exact (its own blocks) for GGUF, GPTQ and AWQ, int8 for floats.",
 )
 @click.option("--lora", type=Path, metavar="DIR", help="A PEFT adapter to merge.")

@@ -11,11 +11,12 @@ from dataclasses import replace
 
 from edgellm.cli import Terminated
 from edgellm.cli.answer import Playback, answering, begin, cut_short
-from edgellm.cli.backend import LoadedModel
 from edgellm.cli.conversation import Conversation
 from edgellm.cli.options import utf8
+from edgellm.cli.routed import Routed, badge
 from edgellm.cli.terminal import Screen, statistics
 from edgellm.errors import ContextFull, EdgellmError, UsageError
+from edgellm.routing.options import Policy
 from edgellm.stream import Done, Message
 
 BLOCK = '"""'
@@ -24,7 +25,7 @@ BLOCK = '"""'
 class Chat:
     """A model, a conversation with it, and a screen."""
 
-    def __init__(self, model: LoadedModel, conversation: Conversation, stats: bool) -> None:
+    def __init__(self, model: Routed, conversation: Conversation, stats: bool) -> None:
         self.model = model
         self.conversation = conversation
         self.defaults = conversation
@@ -44,22 +45,25 @@ class Chat:
             question = Message("user", self.conversation.attached + utf8(text, "the question"))
             self.answer((*self.conversation.messages, question), attached="")
 
-    def again(self) -> None:
-        """Answers the last question once more, in place of its answer."""
+    def again(self, policy: Policy | None = None) -> None:
+        """Answers the last question once more, in place of its answer; `policy` for this once."""
         messages = self.conversation.messages
         if not messages:
             raise UsageError("there is no answer yet to make again; ask something first")
-        self.answer(messages[:-1], self.conversation.attached)
+        self.answer(messages[:-1], self.conversation.attached, policy)
 
-    def answer(self, messages: Sequence[Message], attached: str) -> None:
+    def answer(
+        self, messages: Sequence[Message], attached: str, policy: Policy | None = None
+    ) -> None:
         """Streams the answer to the last message and remembers it, also a stopped one.
 
         `attached` is what waits for the next question afterwards.
         """
         request = self.conversation.request(messages)
+        model = self.model if policy is None else self.model.under(policy)
         playback = Playback(self.screen)
         try:
-            with answering(self.model, request) as events:
+            with answering(model, request) as events:
                 begin(events, self.screen)
                 done = playback.play(events)
         except KeyboardInterrupt:
@@ -71,6 +75,8 @@ class Chat:
             raise
         self._remember(messages, playback.text, attached)
         self.last = done
+        if done.route.policy != "local-only":
+            self.screen.note(badge(done.route))
         if done.finish_reason == "length":
             self.screen.note(
                 cut_short(done, request.max_tokens, "/set max_tokens", "/clear, or a larger --ctx,")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli import backend
 from edgellm.cli.answer import Playback, answering, begin, cut_short
 from edgellm.cli.options import (
     AnswerOptions,
@@ -21,11 +20,12 @@ from edgellm.cli.options import (
     sampling_options,
     utf8,
 )
+from edgellm.cli.routed import RouteChoice, Routed, badge, open_routed, route_options
 from edgellm.cli.terminal import Screen, logprob_table, statistics
 from edgellm.errors import UsageError
 from edgellm.runtime.options import LoadOptions
 from edgellm.settings import current
-from edgellm.stream import Backend, Request, complete
+from edgellm.stream import Request, complete
 
 # Four bytes a token: four million tokens, more than any context this could be meant for.
 STDIN_LIMIT_BYTES = 16 << 20
@@ -60,6 +60,7 @@ output_options = gathered(
 @answer_options
 @sampling_options
 @load_options
+@route_options
 @output_options
 def command(
     model: str | None,
@@ -67,6 +68,7 @@ def command(
     answer: AnswerOptions,
     sampling: SamplingChoice,
     load: LoadOptions,
+    route: RouteChoice,
     output: Output,
 ) -> None:
     """Answer PROMPT with MODEL, streaming the text to stdout.
@@ -74,7 +76,8 @@ def command(
     A single argument is the MODEL. Text piped to stdin is the prompt, or follows PROMPT after a
     blank line. Without either, on a terminal, this is `edgellm chat`. Sampling options that are
     not given keep what the model's makers recommend. A PROMPT that starts with a dash goes after
-    `--`. SIGTERM ends it like Ctrl-C, with exit code 143 instead of 130.
+    `--`. SIGTERM ends it like Ctrl-C, with exit code 143 instead of 130. Nothing leaves this
+    machine unless --route says so.
 
     \b
     edgellm run smollm2-135m "Why is the sky blue?"
@@ -88,10 +91,10 @@ def command(
         refuse(output.logprobs is not None, "--logprobs needs a PROMPT")
         from edgellm.cli.chat import converse
 
-        converse(reference, answer, sampling, load, output.stats)
+        converse(reference, answer, sampling, load, route, output.stats)
         return
     refuse(output.raw and bool(answer.system), "--system needs the chat template; leave out --raw")
-    with backend.open_backend(reference, load) as opened:
+    with open_routed(reference, load, route) as opened:
         request = Request(
             messages=() if output.raw else Request.user(text, answer.system).messages,
             prompt=text if output.raw else None,
@@ -103,8 +106,10 @@ def command(
         _answer(opened, request, output)
 
 
-def _answer(opened: Backend, request: Request, output: Output) -> None:
+def _answer(opened: Routed, request: Request, output: Output) -> None:
     screen = Screen()
+    if opened.certificate is not None:
+        screen.note(opened.certificate)
     with answering(opened, request) as events:
         start = begin(events, screen)
         if output.json_:
@@ -119,6 +124,8 @@ def _answer(opened: Backend, request: Request, output: Output) -> None:
         screen.note(logprob_table(playback.tokens))
     if done.finish_reason == "length":
         screen.note(cut_short(done, request.max_tokens))
+    if done.route.policy != "local-only":
+        screen.note(badge(done.route))
     if output.stats:
         screen.note(statistics(done))
 

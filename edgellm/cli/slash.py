@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from edgellm.cli.conversation import (
     READ_LIMIT_BYTES,
@@ -16,8 +16,10 @@ from edgellm.cli.conversation import (
     save,
 )
 from edgellm.cli.repl import Chat
+from edgellm.cli.routed import badge
 from edgellm.cli.terminal import statistics
 from edgellm.errors import UsageError
+from edgellm.routing.options import POLICIES, Policy
 from edgellm.stream import Message, Sampling
 
 PARAMETERS = (*(field.name for field in fields(Sampling)), "max_tokens", "stop")
@@ -164,6 +166,24 @@ def _read(chat: Chat, argument: str) -> None:
     chat.screen.note(f"read {len(text)} characters; they go with your next question")
 
 
+def _route(chat: Chat, argument: str) -> None:
+    if argument:
+        if argument not in POLICIES:
+            raise UsageError(
+                f"unknown policy {argument}{_similar(argument, POLICIES)}; "
+                f"known are {', '.join(POLICIES)}"
+            )
+        chat.model = chat.model.under(cast(Policy, argument))
+    remotes = ", ".join(chat.model.remotes) or "none; start with --remote URL --remote-model NAME"
+    chat.screen.note(f"{'policy':<20}{chat.model.policy}\n{'remote':<20}{remotes}")
+    if chat.last is not None and not argument:
+        chat.screen.note(f"{'last answer':<20}{badge(chat.last.route)}")
+
+
+def _ask(chat: Chat, argument: str) -> None:
+    chat.again("remote-only")
+
+
 def _answers(chat: Chat) -> str:
     count = len(chat.conversation.messages) // 2
     return "1 answer" if count == 1 else f"{count} answers"
@@ -194,6 +214,8 @@ COMMANDS = {
     "/save": Command(_save, "/save FILE", "write the conversation to a file"),
     "/load": Command(_load, "/load FILE", "go on with a saved conversation"),
     "/read": Command(_read, "/read FILE", "put a text file before the next question"),
+    "/route": Command(_route, "/route [POLICY]", "show or set who answers, here or elsewhere"),
+    "/ask": Command(_ask, "/ask", "let the remote answer the last question instead"),
     "/stats": Command(_stats, "/stats", "show what answers cost, or stop showing it"),
 }
 # What people type who come from other programs.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.cli.eval import document, load_options, open_logits, read_text, sha256
-from edgellm.cli.export import PRECISIONS, calibrating
+from edgellm.cli.export import Precision, calibrating
 from edgellm.cli.options import gathered, refuse
 from edgellm.runtime.options import LoadOptions
 
@@ -40,13 +40,10 @@ def make_candidates(
 candidate_options = gathered(
     "candidates",
     make_candidates,
-    click.option("--precision", type=click.Choice(PRECISIONS), multiple=True, help="Try it."),
-    click.option(
-        "--calibrated", type=click.Choice(("compact", "int4", "int8")), multiple=True,
-        help="Try it calibrated.",
-    ),
+    click.option("--precision", type=Precision(), multiple=True, help="Try it."),
+    click.option("--calibrated", type=Precision(), multiple=True, help="Try it calibrated."),
     click.option("--target-mb", type=float, multiple=True, metavar="MB", help="Try this size."),
-)  # fmt: skip
+)
 
 
 @click.command("tune")

@@ -73,7 +73,14 @@ class Exporter:
                 target_mb=options.target_mb,
             )
         made = Job(job.source, chosen, job.origin, job.name, sampling, job.lora, calibration)
-        export_bundle(made, out, self._progress.notice)
+        export_bundle(made, out, self._progress.notice, self._progress.steps)
+
+
+def is_recipe_file(precision: str) -> bool:
+    """Whether a precision is the path of a recipe and not its name."""
+    from edgellm_export.recipe import is_file
+
+    return is_file(precision)
 
 
 def generation_keys(sampling: Sampling) -> dict[str, Any]:

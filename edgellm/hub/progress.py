@@ -1,14 +1,14 @@
-"""What the hub tells the person waiting: notices, and how many bytes of how many."""
+"""What the hub tells the person waiting: notices, how many bytes or steps of how many."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 Meter = Callable[[int], None]
-"""Takes the bytes done so far, which may shrink when a transfer starts again."""
+"""Takes the bytes or steps done so far; bytes may shrink when a transfer starts again."""
 
 
 class Progress(Protocol):
@@ -20,6 +20,10 @@ class Progress(Protocol):
         """A meter for one transfer; `total_bytes` None when nobody knows yet."""
         ...
 
+    def steps(self, label: str, total: int) -> AbstractContextManager[Meter]:
+        """A meter for work in `total` steps of about the same length."""
+        ...
+
 
 class Silent:
     """Says nothing: the default of a library."""
@@ -28,6 +32,9 @@ class Silent:
         pass
 
     def meter(self, label: str, total_bytes: int | None) -> AbstractContextManager[Meter]:
+        return nullcontext(_ignore)
+
+    def steps(self, label: str, total: int) -> AbstractContextManager[Meter]:
         return nullcontext(_ignore)
 
 
@@ -52,22 +59,29 @@ class Terminal:
     def meter(self, label: str, total_bytes: int | None) -> AbstractContextManager[Meter]:
         if not self.stream.isatty():
             return nullcontext(_ignore)
-        return _bar(label, total_bytes, self.stream)
+        return _bar(label, total_bytes, self.stream, unit="B", unit_scale=True)
+
+    def steps(self, label: str, total: int) -> AbstractContextManager[Meter]:
+        if not self.stream.isatty():
+            return nullcontext(_ignore)
+        return _bar(label, total, self.stream, bar_format=STEPS_FORMAT)
+
+
+# "converting:  40%|████      | 12/30, 00:05 left"
+STEPS_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt}, {remaining} left"
 
 
 @contextmanager
-def _bar(label: str, total_bytes: int | None, stream: TextIO) -> Iterator[Meter]:
+def _bar(label: str, total: int | None, stream: TextIO, **looks: Any) -> Iterator[Meter]:
     from tqdm import tqdm
 
-    with tqdm(
-        desc=label, total=total_bytes, unit="B", unit_scale=True, file=stream, leave=False
-    ) as bar:
+    with tqdm(desc=label, total=total, file=stream, leave=False, **looks) as bar:
 
-        def show(done_bytes: int) -> None:
-            bar.update(done_bytes - bar.n)
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
 
         yield show
 
 
-def _ignore(done_bytes: int) -> None:
+def _ignore(done: int) -> None:
     pass

@@ -20,7 +20,7 @@ from edgellm.bundle.manifest import Source
 from edgellm.errors import NotFound, Refused, StorageFailed, Unreachable, UsageError
 from edgellm.hub import aliases
 from edgellm.hub.aliases import SourceRow
-from edgellm.hub.convert import Conversion, Converter, Exporter
+from edgellm.hub.convert import Conversion, Converter, Exporter, is_recipe_file
 from edgellm.hub.disk import (
     explain,
     is_full,
@@ -51,14 +51,16 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 @dataclass(frozen=True, slots=True)
 class HubOptions:
     """`offline` tries no source; `precision` None keeps what suits the source; `lora` is the folder
-    of an adapter that `export_to` merges."""
+    of an adapter that `export_to` merges, which also takes the path of a recipe as precision."""
 
     offline: bool = False
     precision: str | None = None
     lora: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.precision is not None and not _PRECISION.fullmatch(self.precision):
+        if self.precision is None or _PRECISION.fullmatch(self.precision):
+            return
+        if not is_recipe_file(self.precision):
             raise UsageError(f"{self.precision[:40]!r} is not a precision; try int4, int8 or fp16")
 
 
@@ -229,6 +231,11 @@ def _download_key(row: SourceRow) -> str:
 
 
 def _with_precision(name: str, precision: str | None) -> str:
+    if precision is not None and is_recipe_file(precision):
+        raise UsageError(
+            f"the store knows precisions by name; with a recipe file make a folder of your own: "
+            f"edgellm export {name} -o DIR --precision {precision}"
+        )
     return name if precision is None else f"{name}-{precision}"
 
 

@@ -68,7 +68,7 @@ def _opener() -> urllib.request.OpenerDirector:
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(context=_trust()),
+        urllib.request.HTTPSHandler(context=trust()),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),
@@ -79,7 +79,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 @cache
-def _trust() -> ssl.SSLContext:
+def trust() -> ssl.SSLContext:
     """The system's certificate authorities; certifi's where Python came without any (macOS)."""
     context = ssl.create_default_context()
     if not context.cert_store_stats()["x509_ca"] and find_spec("certifi"):

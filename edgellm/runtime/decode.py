@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.runtime.cache import KVCache
-from edgellm.runtime.sampling import logprobs
+from edgellm.runtime.observe import Describe, plain
 from edgellm.runtime.text import Token
 from edgellm.stream import FinishReason
 
@@ -50,11 +50,11 @@ def decode(
     choose: Choose,
     eos_ids: frozenset[int],
     max_tokens: int,
-    top: int | None = None,
+    describe: Describe = plain,
 ) -> Generator[Token, None, FinishReason]:
     """Tokens after `logits` (V,), up to an end-of-sequence id, which is not yielded.
 
-    `top` asks for log-probabilities with that many rivals. The context of the sampler is what the
+    `describe` says of each what the request wants to know. The context of the sampler is what the
     cache holds. Returns why it ended.
     """
     context = list(cache.tokens)
@@ -62,11 +62,7 @@ def decode(
         token = choose(logits, context)
         if token in eos_ids:
             return "stop"
-        if top is None:
-            yield Token(token)
-        else:
-            logprob, rivals = logprobs(logits, token, top)
-            yield Token(token, logprob, tuple(rivals))
+        yield describe(logits, token)
         context.append(token)
         if done < max_tokens:
             logits = session.forward([token], [0], cache)[0]

@@ -25,6 +25,7 @@ from edgellm.device.memory import MemoryPlan
 from edgellm.errors import ContextFull, EdgellmError
 from edgellm.runtime.cache import KVCache
 from edgellm.runtime.decode import decode, prefill
+from edgellm.runtime.observe import Watcher, make_describe
 from edgellm.runtime.opened import OpenedBundle, open_folder
 from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.sampling import make_sampler
@@ -145,21 +146,26 @@ class LocalBackend:
         """What the model's publisher recommends."""
         return self.bundle.defaults.sampling
 
-    def stream(self, request: Request) -> Iterator[Event]:
-        """The answer as events. ContextFull and MemoryShort come before `Start`."""
+    def stream(self, request: Request, prefix: str = "") -> Iterator[Event]:
+        """The answer as events. ContextFull and MemoryShort come before `Start`.
+
+        prefix: the answer's beginning, whoever wrote it; the answer goes on from there.
+        """
         if self._session is None:
             raise EdgellmError(f"{self.name} is closed; load it again")
         if self._busy:
             raise EdgellmError(f"{self.name} is answering already; finish or close that stream")
         self._busy = True
         try:
-            yield from self._answer(self._session, request)
+            yield from self._answer(self._session, request, prefix)
         finally:
             self._busy = False
 
-    def _answer(self, session: Session, request: Request) -> Generator[Event, None, None]:
+    def _answer(
+        self, session: Session, request: Request, prefix: str
+    ) -> Generator[Event, None, None]:
         course = _Course(time.perf_counter())
-        ids = self.bundle.encode(request)
+        ids = self.bundle.encode(request, prefix)
         room, notices = self._room(len(ids), request.max_tokens)
         plan = self._plan(len(ids) + room)
         memory.check(plan)
@@ -167,14 +173,17 @@ class LocalBackend:
         cached = self._cache.keep_common(ids)
         self._cache.reserve(len(ids) + room)
         yield Start(self.name, len(ids), cached, (*self._notices, *notices))
-        logits = prefill(session, self._cache, ids[cached:])
+        watched = Watcher(session, len(ids)) if request.observe and session.shows_hidden else None
+        through = watched or session
+        logits = prefill(through, self._cache, ids[cached:])
         course.prefilled = time.perf_counter()
         eos = self.bundle.defaults.eos_token_ids
-        tokens = decode(session, self._cache, logits, sampler, eos, room, request.logprobs)
+        describe = make_describe(request.logprobs, request.observe)
+        tokens = decode(through, self._cache, logits, sampler, eos, room, describe)
         text = self.bundle.tokenizer
         stopped = yield from deltas(
             course.follow(tokens),
-            text.stream(continuing=request.prompt is not None),
+            text.stream(continuing=bool(prefix) or request.prompt is not None),
             request.stop,
             text.spell,
         )
@@ -189,6 +198,7 @@ class LocalBackend:
                 peak_rss_mb=detect.peak_rss_mb(),
                 predicted_mb=plan.total_mb,
             ),
+            hidden=watched.hidden() if watched else None,
         )
 
     def _room(self, prompt_tokens: int, wanted: int) -> tuple[int, tuple[str, ...]]:
@@ -211,6 +221,10 @@ class LocalBackend:
         """The plan for a context, against what this process has already and what is left."""
         plan = self.bundle.plan(context_tokens)
         return replace(plan, available_mb=plan.available_mb + detect.rss_mb())
+
+    def forget(self) -> None:
+        """Empty the cache: the next answer prefills its whole prompt."""
+        self._cache.tokens.clear()
 
     def close(self) -> None:
         """Free the weights and the cache. Closing twice is fine."""

@@ -36,8 +36,13 @@ class OpenedBundle:
             raise Incompatible(f"{self.folder} has no native graph; export the model again")
         return self.folder / graph.path
 
-    def encode(self, request: Request) -> list[int]:
-        """The prompt's token ids; UsageError when it is empty or has no template to go through."""
+    def encode(self, request: Request, prefix: str = "") -> list[int]:
+        """The prompt's token ids; UsageError when it is empty or has no template to go through.
+
+        prefix: the answer's beginning, which follows the rendered prompt as the model's own words
+        would: encoded by itself, and never read as special tokens, since another model may have
+        written it.
+        """
         if request.prompt is not None:
             ids = self.tokenizer.encode(request.prompt, wrap=True)
         elif self.chat_template is None:
@@ -46,6 +51,7 @@ class OpenedBundle:
             )
         else:
             ids = self.tokenizer.encode(self.chat_template.render(request.messages))
+        ids += self.tokenizer.encode(prefix, special=False) if prefix else []
         if not ids:
             raise UsageError("the prompt is empty; write at least one character")
         vocabulary = self.manifest.shape.vocab_size

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.bundle.manifest import Shape
-from edgellm.errors import Corrupt, EdgellmError, MissingExtra
+from edgellm.errors import Corrupt, EdgellmError, Incompatible, MissingExtra
 from edgellm.runtime import providers
 from edgellm.runtime.cache import KVCache
 from edgellm.runtime.options import LoadOptions
@@ -27,6 +27,7 @@ Float32 = NDArray[np.float32]
 
 # ONNX Runtime reads one of these names in one release and the other in the next.
 TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
+HIDDEN = "hidden_states"
 # Bindings kept for a cache: decoding, full prefill chunks and the last, shorter chunk.
 KEPT_BINDINGS = 3
 
@@ -55,6 +56,7 @@ class _Bound:
     total: NDArray[np.int32]
     rows: NDArray[np.int64]
     logits: Float32
+    hidden: Float32
     keep: Sequence[object]
 
 
@@ -69,7 +71,9 @@ class Session:
         self.shape = shape
         self.notice = chosen.notice
         self._session = _open(self._ort, graph, chosen.provider, options.threads)
-        self._bound: dict[tuple[int, int, int, int], _Bound] = {}
+        # False: the bundle was exported before graphs had this output.
+        self.shows_hidden = any(out.name == HIDDEN for out in self._session.get_outputs())
+        self._bound: dict[tuple[int, int, int, int, bool], _Bound] = {}
 
     def placement(self) -> dict[str, Placement]:
         """What each execution provider carries."""
@@ -80,10 +84,22 @@ class Session:
 
         The array is overwritten by the next call.
         """
+        return self._run(ids, rows, cache, False).logits[0, : len(rows)]
+
+    def forward_hidden(
+        self, ids: Sequence[int], rows: Sequence[int], cache: KVCache
+    ) -> tuple[Float32, Float32]:
+        """As `forward`, and the hidden states (T, D) of the probe layer, overwritten likewise."""
+        if not self.shows_hidden:
+            raise Incompatible("this bundle shows no hidden states; export it again")
+        bound = self._run(ids, rows, cache, True)
+        return bound.logits[0, : len(rows)], bound.hidden[0]
+
+    def _run(self, ids: Sequence[int], rows: Sequence[int], cache: KVCache, hidden: bool) -> _Bound:
         new = len(ids)
         cache.reserve(len(cache) + new)
         # One row at least: ONNX Runtime's ReduceSum loses an axis of an empty tensor.
-        bound = self._bind(new, max(len(rows), 1), cache)
+        bound = self._bind(new, max(len(rows), 1), cache, hidden)
         bound.ids[0] = ids
         bound.rows[:] = rows or 0
         bound.last[0] = len(cache) + new - 1
@@ -93,22 +109,22 @@ class Session:
         except Exception as error:
             raise EdgellmError(f"the model could not be run: {_one_line(error)}") from error
         cache.tokens.extend(ids)
-        return bound.logits[0, : len(rows)]
+        return bound
 
-    def _bind(self, new: int, rows: int, cache: KVCache) -> _Bound:
-        key = (new, rows, id(cache), cache.generation)
+    def _bind(self, new: int, rows: int, cache: KVCache, hidden: bool) -> _Bound:
+        key = (new, rows, id(cache), cache.generation, hidden)
         bound = self._bound.pop(key, None)
         if bound is None:
             # A binding keeps its buffers alive: not those that the cache has moved away from.
             for old in [k for k in self._bound if k[2] == key[2] and k[3] != key[3]]:
                 del self._bound[old]
-            bound = self._make_binding(new, rows, cache)
+            bound = self._make_binding(new, rows, cache, hidden)
         self._bound[key] = bound  # now the youngest
         while len(self._bound) > KEPT_BINDINGS:
             del self._bound[next(iter(self._bound))]
         return bound
 
-    def _make_binding(self, new: int, rows: int, cache: KVCache) -> _Bound:
+    def _make_binding(self, new: int, rows: int, cache: KVCache, hidden: bool) -> _Bound:
         binding = self._session.io_binding()
         keep: list[object] = [cache]
 
@@ -130,9 +146,18 @@ class Session:
         for i, buffer in enumerate(cache.buffers):
             name = f"{i // 2}.{('key', 'value')[i % 2]}"
             bind(f"past_key_values.{name}", buffer, f"present.{name}")
-        out = self._ort.OrtValue.ortvalue_from_numpy(logits)
-        binding.bind_ortvalue_output("logits", out)
-        return _Bound(binding, ids, last, total, chosen, logits, (*keep, out))
+
+        def bind_output(name: str, array: Float32) -> None:
+            value = self._ort.OrtValue.ortvalue_from_numpy(array)
+            keep.extend((value, array))
+            binding.bind_ortvalue_output(name, value)
+
+        bind_output("logits", logits)
+        # An output that is not bound is not fetched: it costs nothing then.
+        states = np.zeros((1, new * hidden, self.shape.hidden_size), np.float32)
+        if hidden:
+            bind_output(HIDDEN, states)
+        return _Bound(binding, ids, last, total, chosen, logits, states, keep)
 
 
 def _open(ort: ModuleType, graph: Path, provider: str, threads: int | None) -> Any:

@@ -18,11 +18,14 @@ from edgellm.stream import Delta, TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A decoded token; `logprob` None when nobody asked. `top` holds its (id, logprob) rivals."""
+    """A decoded token; `logprob` None when nobody asked. `top` holds its (id, logprob) rivals;
+    `entropy` and `margin` as in stream.TokenLogprob."""
 
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    entropy: float | None = None
+    margin: float | None = None
 
 
 class TextStream(Protocol):
@@ -73,7 +76,7 @@ def deltas(
 
 def _spelled(token: Token, logprob: float, piece: Callable[[int], str]) -> TokenLogprob:
     rivals = tuple((piece(rival), rival, value) for rival, value in token.top)
-    return TokenLogprob(piece(token.id), token.id, logprob, rivals)
+    return TokenLogprob(piece(token.id), token.id, logprob, rivals, token.entropy, token.margin)
 
 
 class StopGate:

@@ -7,6 +7,7 @@ It lives on a workstation; the runtime never needs it.
 
 checkpoint/  files → Checkpoint          store     weights → data file, as the recipe says
 recipe       what becomes of a weight    arch/     one file per architecture → graph
+recipes/     those that ship, as files   fidelity  how far from the float weights on text
 verify       the self-check              pipeline  all of it, in order
 """
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 def export(source: str | Path, recipe: str | None, out_dir: str | Path) -> Manifest:
     """The manifest of the bundle made from a local checkpoint in `out_dir`, a new folder.
 
-    `recipe` is a name of recipe.RECIPES, None for what suits the source. Errors as in
-    pipeline.export_bundle; after one, `out_dir` holds no bundle.
+    `recipe` is one of recipe.names() or the path of a .toml, None for what suits the source.
+    Errors as in pipeline.export_bundle; after one, `out_dir` holds no bundle.
     """
     from edgellm.bundle.manifest import Source
     from edgellm_export import recipe as recipes

@@ -33,6 +33,8 @@ class Experts:
         pair = (self.gate_up, self.down)
         if any(matrix.minima for matrix in pair):
             raise Incompatible("experts with block minima cannot be kept; use --precision int4")
+        if any(matrix.bits == 2 for matrix in pair):
+            raise Incompatible("experts of 2 bits cannot be checked; use --precision int4")
         sizes = [(matrix.bits, matrix.block_size) for matrix in pair]
         if sizes[0] != sizes[1]:
             raise Incompatible(

@@ -2,7 +2,7 @@
 
 portable  input_ids, attention_mask, past_key_values.* → logits of every token, present.*
 native    input_ids, last_position, total_positions, logit_rows, past_key_values.* → logits of the
-          chosen rows only, present.*; batch 1
+          chosen rows only, hidden_states of the probe layer, present.*; batch 1
 """
 
 from __future__ import annotations
@@ -59,3 +59,22 @@ def output_logits(g: Graph, inputs: Inputs, logits: Value, vocab_size: int) -> N
     rows = "sequence_length" if inputs.rows is None else "rows"
     batch = "batch_size" if inputs.rows is None else 1
     g.output("logits", logits, FLOAT, (batch, rows, vocab_size))
+
+
+def probe_layer(layers: int) -> int | None:
+    """After how many of the `layers` hidden states are shown; None: a model of one layer has none.
+
+    Two thirds: what correctness can be read from best in SmolLM2-135M (20 of 30), and near what
+    probes of larger models found (Azaria and Mitchell, arXiv:2304.13734). Never the last layer,
+    behind whose attention only the asked-for rows are computed.
+    """
+    return min(round(layers * 2 / 3), layers - 1) or None
+
+
+def output_hidden(g: Graph, inputs: Inputs, layer: int, layers: int, stream: Value) -> None:
+    """The residual stream (1, T, D) behind the probe layer is an output of the native graph.
+
+    It costs no node: the value is there. To be called for each `layer`, counted from 0.
+    """
+    if inputs.rows is not None and layer + 1 == probe_layer(layers):
+        g.output("hidden_states", stream, FLOAT, (1, "sequence_length", "hidden_size"))

@@ -163,8 +163,8 @@ def _explicit_zeros(g: Graph, w: Matrix) -> Value:
         return g.weight(w.zero_points)
     blocks = w.shape[1] // w.block_size
     shape = _ints(g, w.shape[0], -(-blocks * w.bits // 8))
-    # Two 4-bit middles in a byte are 0x88, one 8-bit middle is 0x80.
-    middle = np.array([0x88 if w.bits == 4 else 0x80], np.uint8)
+    # Four middles of 2 bits in a byte, two of 4, one of 8.
+    middle = np.array([{2: 0xAA, 4: 0x88, 8: 0x80}[w.bits]], np.uint8)
     return g.op("Expand", g.constant(middle), shape)
 
 

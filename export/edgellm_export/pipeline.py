@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgellm.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Shape, Source
 from edgellm.bundle.manifest import Graph as GraphFile
-from edgellm.errors import StorageFailed
+from edgellm.errors import StorageFailed, UsageError
+from edgellm.version import version
 from edgellm_export import arch, io, verify
 from edgellm_export.arch import Architecture
 from edgellm_export.checkpoint import Checkpoint
@@ -23,11 +24,10 @@ from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile, Stored
 from edgellm_export.graph import EXACT, Graph
+from edgellm_export.progress import Notice, Steps, silent, uncounted
 from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate
 from edgellm_export.recipe import Integer, Keep, Recipe, Treatment, describe, recipe
 from edgellm_export.store import Place, StoredWeights, WeightStore, stored_suffix
-
-PRODUCER = "edgellm 0.1.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +50,21 @@ def default_recipe(checkpoint: Checkpoint) -> Recipe:
     return recipe("exact" if checkpoint.quantized else "int8")
 
 
-def silent(line: str) -> None:
-    """Takes a line and shows it to nobody."""
-
-
-def export_bundle(job: Job, out: Path, notice: Callable[[str], None] = silent) -> Manifest:
+def export_bundle(
+    job: Job, out: Path, notice: Notice = silent, steps: Steps = uncounted
+) -> Manifest:
     """The manifest of the bundle now in `out`, an existing empty folder.
 
     Corrupt and Incompatible name what is wrong with the checkpoint, SelfCheckFailed a bundle that
     does not compute it, StorageFailed a disk that is full. After an error `out` is not a bundle.
     """
     try:
-        return _export(job, out, notice)
+        return _export(job, out, notice, steps)
     except OSError as error:
         raise StorageFailed(f"cannot write {out}: {error.strerror or error}") from error
 
 
-def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
+def _export(job: Job, out: Path, notice: Notice, steps: Steps) -> Manifest:
     checkpoint = _open(job)
     architecture = arch.find(checkpoint.config["model_type"])
     graphs = out / "onnx"
@@ -76,7 +74,8 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     notice(f"converting {job.name} ({chosen.name})")
     with DataFile(graphs / "weights") as data:
         store = WeightStore(checkpoint, chosen, data, instead, found.statistics if found else None)
-        weights = architecture.store(store)
+        weights = _stored(architecture, store, steps)
+    _check_names(job.recipe, store)
     suffix = stored_suffix(store) if chosen.linear == Keep() else chosen.suffix
     data.rename(f"model{suffix}.onnx_data")
     drawn = _draw(architecture, weights, graphs, suffix, chosen.accuracy_level)
@@ -86,16 +85,20 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     write_configs(out, checkpoint, shape, f"onnx/{drawn.portable.name}", job.sampling)
     notice("checking it against a numpy forward pass on the same weights")
     candidate = _candidate(out, drawn, shape, store)
-    report = verify.check(candidate, checkpoint, notice)
+    text = None if found is None else found.ids[0].tolist()
+    report = verify.check(candidate, checkpoint, text, verify.Watch(notice, steps))
     drawn.exact.unlink()
     manifest = Manifest(
         name=job.name,
-        producer=PRODUCER,
+        producer=f"edgellm {version()}",
         source=dataclasses.replace(job.origin, licence=job.origin.licence or checkpoint.licence),
         shape=shape,
         graphs={
-            kind: GraphFile(kind, f"onnx/{path.name}", f"onnx/{data.path.name}")
-            for kind, path in (("native", drawn.native), ("portable", drawn.portable))
+            kind: GraphFile(kind, f"onnx/{path.name}", f"onnx/{data.path.name}", probed)
+            for kind, path, probed in (
+                ("native", drawn.native, io.probe_layer(shape.num_hidden_layers)),
+                ("portable", drawn.portable, None),
+            )
         },
         files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
         recipe=_recipe_record(job, chosen, found),
@@ -104,6 +107,32 @@ def _export(job: Job, out: Path, notice: Callable[[str], None]) -> Manifest:
     )
     (out / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _stored(architecture: Architecture, store: WeightStore, steps: Steps) -> Any:
+    """The architecture's weights, written."""
+    layers = store.checkpoint.config["num_hidden_layers"]
+    with steps("converting layers", layers) as show:
+
+        def told(name: str) -> None:
+            match name.split("."):
+                case ["layers", number, *_]:
+                    show(int(number))
+
+        store.told = told
+        weights = architecture.store(store)
+        show(layers)
+    return weights
+
+
+def _check_names(wanted: Recipe | None, store: WeightStore) -> None:
+    """UsageError for a matrix that the recipe names and the model does not have."""
+    unknown = sorted(wanted.matrices.keys() - store.matrices.keys()) if wanted else []
+    if unknown:
+        raise UsageError(
+            f"recipe {store.recipe.name}: matrices.{unknown[0]} is none of this model's, which are "
+            f"{', '.join(sorted(store.matrices)[:4])}, …"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +174,7 @@ def _candidate(out: Path, drawn: _Drawn, shape: Shape, store: WeightStore) -> ve
         store.data,
         StoredWeights(store.data, store.places),
         store.places,
+        store.recipe,
     )
 
 
@@ -153,9 +183,7 @@ def _open(job: Job) -> Checkpoint:
     return checkpoint if job.lora is None else LoraCheckpoint(checkpoint, job.lora)
 
 
-def _instead(
-    checkpoint: Checkpoint, chosen: Recipe, notice: Callable[[str], None]
-) -> Mapping[str, Treatment]:
+def _instead(checkpoint: Checkpoint, chosen: Recipe, notice: Notice) -> Mapping[str, Treatment]:
     """What becomes of merged weights when the recipe keeps all others."""
     if not isinstance(checkpoint, LoraCheckpoint) or chosen.linear != Keep():
         return {}
@@ -177,7 +205,7 @@ def _recipe_record(job: Job, chosen: Recipe, found: Calibrated | None) -> dict[s
 
 
 def _calibrated(
-    job: Job, checkpoint: Checkpoint, architecture: Architecture, notice: Callable[[str], None]
+    job: Job, checkpoint: Checkpoint, architecture: Architecture, notice: Notice
 ) -> tuple[Recipe, Calibrated | None]:
     """The recipe, and what calibration found when the job wants it."""
     chosen = job.recipe or default_recipe(checkpoint)

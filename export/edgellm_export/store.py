@@ -12,6 +12,7 @@ from edgellm.errors import Incompatible
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.data import DataFile, Stored
 from edgellm_export.linear import Matrix
+from edgellm_export.progress import silent
 from edgellm_export.quantize import treat
 from edgellm_export.recipe import Keep, Recipe, Treatment
 from edgellm_export.weights import (
@@ -54,6 +55,7 @@ class WeightStore:
 
     `instead` has the treatment of single tensors for which the recipe's does not do.
     `statistics` has what calibration found for a matrix, by its name.
+    `told` hears the name of each matrix that has been written.
     """
 
     checkpoint: Checkpoint
@@ -64,6 +66,7 @@ class WeightStore:
     places: dict[str, Place] = field(default_factory=dict)
     matrices: dict[str, Matrix] = field(default_factory=dict)
     parameters: int = 0
+    told: Callable[[str], None] = silent
 
     def linear(self, name: str, *parts: str, bias: bool = False) -> Matrix:
         """One matrix from the output features of `parts`, treated as a layer.
@@ -95,11 +98,11 @@ class WeightStore:
             matrix = store_matrix(self.data, name, treat(stack(each), treatment))
         except Incompatible as error:
             raise Incompatible(f"tensor {names[0]}: {error}") from error
+        self._wrote(name, matrix)
         rows = matrix.shape[0] // len(experts)
         for i, one in enumerate(names):
             start = i // step * rows
             self.places[one] = Place(matrix, start + i % step, start + rows, treatment, step)
-        self.parameters += matrix.shape[0] * matrix.shape[1]
         return matrix
 
     def vector(self, name: str, added: float = 0.0) -> Stored:
@@ -141,8 +144,12 @@ class WeightStore:
             matrix = replace(matrix, bias=self._biases(f"{name}.bias", parts))
         self._place([f"{part}.weight" for part in parts], weights, matrix, treatment)
         self.matrices[name] = matrix
-        self.parameters += matrix.shape[0] * matrix.shape[1]
+        self._wrote(name, matrix)
         return matrix
+
+    def _wrote(self, name: str, matrix: Matrix) -> None:
+        self.parameters += matrix.shape[0] * matrix.shape[1]
+        self.told(name)
 
     def _biases(self, name: str, parts: tuple[str, ...]) -> Stored:
         """The biases of `parts` one after another, float32."""

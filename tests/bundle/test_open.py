@@ -422,6 +422,20 @@ def test_a_graph_is_an_onnx_file_beside_its_data(bundle: Path, graph: str, data:
     refused(bundle, Path(graph).name, "not an .onnx file beside its weights")
 
 
+def test_a_bundle_from_before_hidden_states_opens_and_has_none(bundle: Path) -> None:
+    path = bundle / manifest.MANIFEST_NAME
+    raw = json.loads(path.read_text())
+    del raw["graphs"]["native"]["hidden_layer"]
+    path.write_text(json.dumps(raw))
+    assert verify(bundle).graphs["native"].hidden_layer is None
+
+
+@pytest.mark.parametrize("layer", [0, -1, "2", 1.0, True])
+def test_a_probe_layer_that_cannot_be_is_refused(bundle: Path, layer: Any) -> None:
+    write_manifest(bundle, graphs={"native": Graph("native", GRAPH, DATA, layer)})
+    refused(bundle, "hidden_layer must be a number of layers")
+
+
 def test_a_graph_too_large_to_look_through_is_refused(bundle: Path) -> None:
     os.truncate(bundle / GRAPH, bundle_open.GRAPH_LIMIT_BYTES + 1)
     write_manifest(bundle)

@@ -51,7 +51,7 @@ class Scripted:
     def __exit__(self, *reason: object) -> None:
         self.closed = True
 
-    def stream(self, request: Request) -> Iterator[Event]:
+    def stream(self, request: Request, prefix: str = "") -> Iterator[Event]:
         self.requests.append(request)
         question = request.prompt or request.messages[-1].content
         if "full" in question:

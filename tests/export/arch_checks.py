@@ -19,6 +19,8 @@ from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.session import Session, load_onnxruntime
 from edgellm_export import reference
 from edgellm_export.checkpoint.open import open_checkpoint
+from edgellm_export.io import probe_layer
+from edgellm_export.reference import parts
 from edgellm_export.weights import Float32
 
 # Relative to the largest logit: float32 sums in another order.
@@ -49,6 +51,35 @@ def assert_close(found: Float32, wanted: Float32, limit: float = LIMIT) -> None:
 def equals_the_reference(model: Built) -> None:
     wanted = reference.forward(model.config, model.stored, IDS)
     assert_close(one_pass(session(model)), wanted)
+
+
+def shows_the_residual_of_the_probe_layer(model: Built, patch: pytest.MonkeyPatch) -> None:
+    """What the last norm of the numpy forward pass takes in when the model ends at that layer, up
+    to one factor (Granite's residual is divided by its multiplier). Only where it is asked for."""
+    probe = probe_layer(model.shape.num_hidden_layers)
+    taken: list[Float32] = []
+    norm = parts.rms_norm
+
+    def recorded(x: Float32, *rest: Any, **named: Any) -> Float32:
+        taken.append(x)
+        return norm(x, *rest, **named)
+
+    patch.setattr(parts, "rms_norm", recorded)
+    reference.forward({**model.config, "num_hidden_layers": probe}, model.stored, IDS)
+    opened = session(model)
+    logits, hidden = opened.forward_hidden(IDS, [29], KVCache(model.shape, len(IDS)))
+    assert_close(hidden / np.abs(hidden).max(), taken[-1] / np.abs(taken[-1]).max())
+    assert_close(logits, one_pass(opened)[-1:])
+    cache = KVCache(model.shape, 1)
+    steps = [opened.forward_hidden([token], [0], cache)[1][0].copy() for token in IDS]
+    assert_close(np.stack(steps), hidden)
+    assert "hidden_states" not in outputs_of(model.portable)
+
+
+def outputs_of(graph: Path) -> list[str]:
+    ort = load_onnxruntime()
+    opened = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    return [value.name for value in opened.get_outputs()]
 
 
 def equals_itself_however_fed(model: Built, monkeypatch: pytest.MonkeyPatch) -> None:

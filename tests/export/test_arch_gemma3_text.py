@@ -45,6 +45,12 @@ def test_it_is_the_same_however_it_is_fed(
     arch_checks.equals_itself_however_fed(models(precision), monkeypatch)
 
 
+def test_it_shows_the_hidden_states_of_its_probe_layer(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch_checks.shows_the_residual_of_the_probe_layer(models("fp32"), monkeypatch)
+
+
 @EVERY
 def test_the_portable_graph_equals_the_native_one(models: Models, precision: str) -> None:
     arch_checks.portable_equals_native(models(precision))

@@ -18,7 +18,7 @@ from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.data import Stored
 from edgellm_export.experts import Experts
 from edgellm_export.linear import Matrix
-from edgellm_export.recipe import RECIPES, Integer, Recipe
+from edgellm_export.recipe import Integer, Recipe
 
 Models = Callable[[str], Built]
 
@@ -51,6 +51,12 @@ def test_it_is_the_same_however_it_is_fed(
     arch_checks.equals_itself_however_fed(models(precision), monkeypatch)
 
 
+def test_it_shows_the_hidden_states_of_its_probe_layer(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch_checks.shows_the_residual_of_the_probe_layer(models("fp32"), monkeypatch)
+
+
 @EVERY
 def test_the_portable_graph_equals_the_native_one(models: Models, precision: str) -> None:
     arch_checks.portable_equals_native(models(precision))
@@ -80,10 +86,15 @@ def test_a_window_over_all_layers(tmp_path: Path) -> None:
 
 def test_asymmetric_experts_of_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scheme = Integer(8, 32, True)
-    monkeypatch.setitem(RECIPES, "mine", Recipe("mine", scheme, scheme, "_mine"))
+    monkeypatch.setattr(tiny, "recipe", lambda name: Recipe(name, scheme, scheme, "_mine"))
     model = arch_checks.built(tmp_path, QWEN3_MOE, "mine")
     arch_checks.equals_the_reference(model)
     arch_checks.int8_activations_change_little(model)
+
+
+def test_experts_of_two_bits_are_refused_with_a_precision_that_works(tmp_path: Path) -> None:
+    with pytest.raises(Incompatible, match=r"experts of 2 bits .* --precision int4"):
+        arch_checks.built(tmp_path, QWEN3_MOE, "int2")
 
 
 def test_every_expert_can_be_read_back(models: Models) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import arch_checks
 import numpy as np
 import pytest
 import tiny_architectures as tiny
@@ -77,6 +78,13 @@ def test_the_graph_computes_the_forward_pass(models: Models, name: str, source: 
     built = models(name, source)
     assert built.shape.architecture == name
     assert_close(all_rows(session_of(built)), expected(built))
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_it_shows_the_hidden_states_of_its_probe_layer(
+    models: Models, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch_checks.shows_the_residual_of_the_probe_layer(models(name, "fp32"), monkeypatch)
 
 
 @every

@@ -15,8 +15,8 @@ from edgellm_export.weights import Float32
 
 SCHEMES = [
     Integer(bits, size, asymmetric, minima)
-    for bits in (4, 8)
-    for size in (16, 32, 64)
+    for bits, sizes in ((2, (32, 64)), (4, (16, 32, 64)), (8, (16, 32, 64)))
+    for size in sizes
     for asymmetric, minima in ((False, False), (True, False), (False, True))
 ]
 
@@ -104,7 +104,9 @@ def test_inputs_that_never_occur_and_blocks_of_zeros_are_no_trouble() -> None:
         found = gptq.quantize(weight, h, scheme).dequantize()
         assert np.isfinite(found).all()
         if scheme.block_size <= 32:
-            assert np.abs(found[:, 32:64]).max() < 0.02 * np.abs(weight).max()
+            # Blocks of zeros may carry a little of what others lost, more of it with 2 bits.
+            share = 0.05 if scheme.bits == 2 else 0.02
+            assert np.abs(found[:, 32:64]).max() < share * np.abs(weight).max()
     assert np.isfinite(gptq.quantize(weight, np.zeros_like(h), SCHEMES[0]).dequantize()).all()
 
 

@@ -26,7 +26,7 @@ from edgellm.bundle.open import verify
 from edgellm.errors import Corrupt, EdgellmError, Incompatible, StorageFailed
 from edgellm.hub import HubOptions, Silent, Store, open_bundle
 from edgellm_export.pipeline import Job, export_bundle
-from edgellm_export.recipe import RECIPES
+from edgellm_export.recipe import names, recipe
 
 PLAIN = {
     "chat_template.jinja",
@@ -40,7 +40,9 @@ PLAIN = {
 SUFFIXES = {
     "exact": "",
     "compact": "",
+    "int2": "_q4",
     "int4": "_q4",
+    "int4_block128": "_q4",
     "int8": "_quantized",
     "fp16": "_fp16",
     "fp32": "",
@@ -62,7 +64,7 @@ def files(out: Path) -> set[str]:
 
 
 def test_every_recipe_has_its_suffix() -> None:
-    assert set(RECIPES) == set(SUFFIXES)
+    assert set(names()) == set(SUFFIXES)
 
 
 @pytest.mark.parametrize(("precision", "suffix"), SUFFIXES.items())
@@ -78,6 +80,8 @@ def test_a_bundle_has_the_files_of_the_contract_and_no_other(
     assert made.graphs["portable"].path == f"onnx/model{suffix}.onnx"
     assert {graph.data for graph in made.graphs.values()} == {f"onnx/model{suffix}.onnx_data"}
     assert made.recipe["name"] == precision
+    layers = {kind: graph.hidden_layer for kind, graph in made.graphs.items()}
+    assert layers == {"native": 1, "portable": None}
 
 
 def test_the_manifest_tells_the_truth(gguf: Path, tmp_path: Path) -> None:
@@ -99,6 +103,26 @@ def test_the_manifest_tells_the_truth(gguf: Path, tmp_path: Path) -> None:
     assert (shape.vocab_size, shape.context_length) == (tiny.vocab_size(), TINY.context)
     assert shape.parameters == sum(values.size for values in tiny.weights(TINY).values())
     assert found.self_check["tensors"] == 20
+
+
+def test_the_producer_is_this_version(gguf: Path, tmp_path: Path) -> None:
+    import edgellm
+
+    assert make_bundle(gguf, tmp_path / "out").producer == f"edgellm {edgellm.__version__}"
+
+
+def test_layers_and_weights_are_counted_while_they_are_done(gguf: Path, tmp_path: Path) -> None:
+    heard: dict[tuple[str, int], list[int]] = {}
+
+    @contextmanager
+    def steps(label: str, total: int) -> Iterator[Any]:
+        yield heard.setdefault((label, total), []).append
+
+    export_bundle(Job(gguf, None, Source("x"), "x"), tmp_path, steps=steps)
+    layers = heard.pop(("converting layers", 2))
+    assert set(layers) == {0, 1, 2}
+    assert layers == sorted(layers)
+    assert heard == {("checking weights", 20): list(range(1, 21))}
 
 
 def test_the_licence_of_the_alias_goes_before_that_of_the_file(gguf: Path, tmp_path: Path) -> None:
@@ -238,7 +262,7 @@ def test_the_models_own_settings_go_before_recommended_ones(tmp_path: Path) -> N
     sampling = {"temperature": 0.2, "top_p": 0.9, "top_k": 40, "do_sample": True}
     out = tmp_path / "out"
     out.mkdir()
-    export_bundle(Job(source, RECIPES["fp32"], Source("x"), "x", sampling), out)
+    export_bundle(Job(source, recipe("fp32"), Source("x"), "x", sampling), out)
     found = generation.read(out)
     assert found.eos_token_ids == {0, 2}
     assert (found.sampling.temperature, found.sampling.top_p) == (0.5, 0.9)
@@ -299,14 +323,18 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
     assert "llama" in message
 
 
-@pytest.mark.parametrize("precision", sorted(RECIPES))
+@pytest.mark.parametrize("precision", names())
 @pytest.mark.parametrize("hidden", [40, 48])
 def test_widths_that_are_no_multiple_of_a_block_work_or_are_refused(
     tmp_path: Path, precision: str, hidden: int
 ) -> None:
     odd = tiny.Sizes(hidden=hidden, inner=80, heads=3, kv_heads=1, width=16)
     source = tiny.write_folder(tmp_path / "source", odd)
-    if hidden == 40 and precision in ("compact", "int4", "int8"):
+    if hidden == 48 and precision == "int2":
+        message = refused(source, tmp_path, Incompatible, precision)
+        assert "width 48 is no multiple of 32, the smallest block of 2 bits" in message
+        assert "int4" in message
+    elif hidden == 40 and precision in ("compact", "int2", "int4", "int4_block128", "int8"):
         message = refused(source, tmp_path, Incompatible, precision)
         assert "model.embed_tokens.weight: its width 40 is no multiple of 16" in message
         assert "fp16" in message

@@ -13,7 +13,7 @@ from edgellm_export.quantize.rtn import quantize
 from edgellm_export.recipe import Float, Integer, Keep
 from edgellm_export.weights import Blocks, Dense, Float32, to_float32
 
-SCHEMES = [Integer(bits, 32, asymmetric) for bits in (4, 8) for asymmetric in (True, False)]
+SCHEMES = [Integer(bits, 32, asymmetric) for bits in (2, 4, 8) for asymmetric in (True, False)]
 RNG = np.random.default_rng(0)
 MATRICES: dict[str, Float32] = {
     "normal": RNG.standard_normal((48, 96)).astype(np.float32),
@@ -25,7 +25,7 @@ MATRICES: dict[str, Float32] = {
     .astype(np.float32),
     "small": (RNG.standard_normal((16, 96)) * 1e-5).astype(np.float32),
     "below float16": (RNG.standard_normal((16, 96)) * 1e-9).astype(np.float32),
-    "large": (RNG.standard_normal((16, 96)) * 1e5).astype(np.float32),
+    "large": (RNG.standard_normal((16, 96)) * 1e4).astype(np.float32),
 }
 
 

@@ -14,16 +14,20 @@ import pytest
 import tiny_models as tiny
 from tiny_models import ALL_KV_HEADS, TINY, Kind, make_bundle
 
-from edgellm.bundle.manifest import MANIFEST_NAME
+from edgellm.bundle import tokenizer
+from edgellm.bundle.manifest import MANIFEST_NAME, Source
 from edgellm.runtime.cache import KVCache
 from edgellm_export import blocks, io, verify
+from edgellm_export.checks import SelfCheckFailed, within
 from edgellm_export.data import DataFile
 from edgellm_export.graph import Graph
 from edgellm_export.linear import Matrix
+from edgellm_export.pipeline import Job, export_bundle
+from edgellm_export.quantize.calibrate import Calibration
+from edgellm_export.recipe import Limits, recipe
 from edgellm_export.store import WeightStore
-from edgellm_export.verify import SelfCheckFailed
 
-PRECISIONS = ["fp32", "fp16", "int8", "int4", "exact"]
+PRECISIONS = ["fp32", "fp16", "int8", "int4", "int2", "exact"]
 
 
 @pytest.fixture
@@ -50,13 +54,16 @@ def test_a_sound_export_passes_and_reports_its_figures(
 ) -> None:
     report = make_bundle(source, tmp_path / "out", precision).self_check
     assert set(report) == {field.name for field in verify.Report.__dataclass_fields__.values()}
-    assert all(math.isfinite(value) for value in report.values())
+    # Random weights are sure of no token, so there is no share of these.
+    assert (report["text_sure_tokens"], report["text_sure_top1"]) == (0, None)
+    assert all(math.isfinite(v) for name, v in report.items() if name != "text_sure_top1")
     assert report["tokens"] == verify.TOKENS
     assert report["tensors"] == 20
     assert report["exact_tensors"] == (20 if precision == "exact" else 5)
     assert (report["weights_rms_error"] == 0) == (precision in ("exact", "fp32"))
     assert report["logits_error_float32"] < 1e-5
     assert report["cache_error"] < 1e-5
+    assert report["turns_error"] < 1e-5
     assert report["portable_error"] < 1e-5
     assert report["kl_int8_activations"] < 0.001
     json.dumps(report, allow_nan=False)
@@ -160,9 +167,75 @@ def test_activations_that_cost_too_much_are_found(
     assert "int8 activations (KL)" in refused(source, tmp_path, "exact")
 
 
+def test_a_second_turn_over_a_damaged_cache_is_found(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second_turn = verify._second_turn
+    keep = KVCache.keep_common
+    reused: list[int] = []
+
+    def forgetful(self: KVCache, ids: Sequence[int]) -> int:
+        common = keep(self, ids)
+        reused.append(common)
+        self.buffers[0][:, :, common - 1] = 0
+        return common
+
+    def damaged(*args: Any) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(KVCache, "keep_common", forgetful)
+            return second_turn(*args)
+
+    monkeypatch.setattr(verify, "_second_turn", damaged)
+    assert "a second turn's logits differ by" in refused(source, tmp_path)
+    assert reused[0] > 5
+
+
+def test_a_bundle_too_far_from_the_float_weights_is_found(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = replace(recipe("int2"), limits=Limits(0.001, 0.0))
+    monkeypatch.setattr(tiny, "recipe", lambda name: strict)
+    message = refused(source, tmp_path, "int2")
+    assert "(int2 allows 0.001)" in message
+    assert "sure tokens (0% needed)" in message
+
+
+def test_the_float_weights_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    folder = tiny.write_folder(tmp_path / "source", TINY)
+    kl = {
+        name: make_bundle(folder, tmp_path / name, name).self_check["text_kl"]
+        for name in ("fp32", "int8", "int4", "int2")
+    }
+    assert kl["fp32"] < 1e-6 < kl["int8"] < 0.002 < 10 * kl["int8"] < kl["int4"]
+    assert 3 * kl["int4"] < kl["int2"]
+
+
+def test_a_calibrated_bundle_is_compared_on_the_text_of_its_calibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.write_folder(tmp_path / "source", TINY)
+    text = tmp_path / "text.txt"
+    text.write_text("water boils and the moon is over the lazy dog\n" * 200)
+    asked: list[list[int]] = []
+    forward = verify.reference.forward
+
+    def heard(config: Any, weight: Any, ids: Sequence[int]) -> Any:
+        asked.append(list(ids))
+        return forward(config, weight, ids)
+
+    monkeypatch.setattr(verify.reference, "forward", heard)
+    (tmp_path / "out").mkdir()
+    calibration = Calibration(tmp_path / "cache", text, tokens=512)
+    job = Job(folder, recipe("int4"), Source("x"), "x", calibration=calibration)
+    export_bundle(job, tmp_path / "out")
+    ids = tokenizer.read(tmp_path / "out").encode(text.read_text(), special=False)
+    assert asked[0] == ids[: len(asked[0])]
+    assert len(asked[0]) == TINY.context
+
+
 def test_not_a_number_is_never_within_a_limit() -> None:
     with pytest.raises(SelfCheckFailed, match="differ by nan"):
-        verify._within("logits", float("nan"), 1.0)
+        within("logits", float("nan"), 1.0)
 
 
 def rewrite(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -202,6 +275,26 @@ def test_a_template_that_drops_the_user_is_found(tmp_path: Path, template: str) 
     folder = tiny.write_folder(tmp_path / "source", TINY)
     rewrite(folder, "tokenizer_config.json", lambda c: c.update(chat_template=template))
     assert "drops what the user says" in refused(folder, tmp_path)
+
+
+def test_a_template_that_drops_the_second_question_is_found(tmp_path: Path) -> None:
+    folder = tiny.write_folder(tmp_path / "source", TINY)
+    first = "{{ messages[0].content }}"
+    rewrite(folder, "tokenizer_config.json", lambda c: c.update(chat_template=first))
+    assert "drops the second question" in refused(folder, tmp_path)
+
+
+def test_a_template_for_single_questions_is_exported_with_a_line(tmp_path: Path) -> None:
+    folder = tiny.write_folder(tmp_path / "source", TINY)
+    once = (
+        "{% if messages | length > 1 %}{{ raise_exception('one only') }}{% endif %}"
+        "{{ messages[0].content }}"
+    )
+    rewrite(folder, "tokenizer_config.json", lambda c: c.update(chat_template=once))
+    lines: list[str] = []
+    made = make_bundle(folder, tmp_path / "out", "fp32", lines.append)
+    assert [line for line in lines if "only single questions" in line and "one only" in line]
+    assert made.self_check["turns_error"] < 1e-5
 
 
 def test_a_model_without_a_template_is_exported_with_a_line(tmp_path: Path) -> None:

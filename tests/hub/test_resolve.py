@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import io
 import json
+import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -189,10 +192,17 @@ def test_a_precision_is_a_bundle_of_its_own(hub, store, notes, packer) -> None:
     assert find_bundle("org--tiny-int4", store) == small
 
 
-@pytest.mark.parametrize("precision", ["", "../x", "INT4", "a" * 17, "int 4"])
+@pytest.mark.parametrize("precision", ["", "INT4", "a" * 17, "int 4"])
 def test_a_strange_precision_is_refused(precision: str) -> None:
     with pytest.raises(UsageError):
         HubOptions(precision=precision)
+
+
+def test_the_store_knows_no_precision_by_the_path_of_a_recipe(store, notes, packer) -> None:
+    options = HubOptions(precision="./my.toml")
+    with pytest.raises(UsageError, match=r"edgellm export .* --precision \./my\.toml"):
+        open_bundle("hf:org/tiny", store, options, notes, packer)
+    assert not store.home.exists()
 
 
 def test_a_missing_exporter_is_said_before_anything_is_fetched(
@@ -353,14 +363,27 @@ def test_progress_is_silent_in_a_pipe_apart_from_notices(capsys) -> None:
     assert (caught.out, caught.err) == ("", "one [2J line\n")
 
 
-def test_a_bar_may_go_back() -> None:
-    import io
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_steps_are_counted_on_a_terminal_with_the_time_left(capsys) -> None:
     from edgellm.hub import Terminal
 
-    class Tty(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+    screen = Tty()
+    with Terminal(screen).steps("converting layers", 30) as show:
+        show(0)
+        time.sleep(0.2)  # longer than the bar waits between two looks
+        show(12)
+    assert re.search(r"converting layers:  40%.* 12/30, \d\d:\d\d left", screen.getvalue())
+    with Terminal().steps("converting layers", 30) as show:
+        show(30)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_may_go_back() -> None:
+    from edgellm.hub import Terminal
 
     screen = Tty()
     terminal = Terminal(screen)

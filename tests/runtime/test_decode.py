@@ -11,6 +11,7 @@ import tiny_models as tiny
 from edgellm.bundle.manifest import Shape
 from edgellm.runtime.cache import KVCache
 from edgellm.runtime.decode import CHUNK_TOKENS, decode, prefill
+from edgellm.runtime.observe import make_describe
 from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.session import Session
 from edgellm.runtime.text import Token
@@ -118,7 +119,7 @@ def test_the_sampler_sees_the_prompt_and_the_answer(cache: KVCache) -> None:
 
 
 def test_log_probabilities_are_those_of_the_logits(cache: KVCache) -> None:
-    (token,) = decode(Script(), cache, one_hot(10), greedy, NONE, 1, top=2)
+    (token,) = decode(Script(), cache, one_hot(10), greedy, NONE, 1, make_describe(2, False))
     total = np.log(np.exp(5) + VOCAB - 1)
     assert token.logprob == pytest.approx(5 - total, abs=1e-6)
     assert token.top[0][0] == 10

@@ -6,6 +6,7 @@ import gc
 import json
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -364,3 +365,30 @@ def test_logits_come_for_every_token_in_order(tiny_bundle: Path, length: int) ->
         again = np.concatenate(list(model.logits(ids)))
         assert np.array_equal(found, again)
         assert model.encode("the quick") == model._bundle.tokenizer.encode("the quick")
+
+
+CHAT = Request(messages=(Message("user", "in the year"),), max_tokens=12, sampling=GREEDY)
+
+
+def test_an_answer_goes_on_from_its_own_beginning_exactly(model: LocalBackend) -> None:
+    events = list(model.stream(CHAT))
+    pieces = [event.text for event in events if isinstance(event, Delta)]
+    whole = "".join(pieces)
+    beginning = "".join(pieces[:4])
+    encode = model.bundle.tokenizer.encode
+    # Where the beginning is not spelled by the tokens that made it, another text is right too.
+    assert encode(beginning, special=False) == encode(whole, special=False)[:4]
+    rest = replace(CHAT, max_tokens=8)
+    assert beginning + complete(model.stream(rest, beginning)).text == whole
+
+
+def test_a_beginning_follows_the_rendered_chat_template(model: LocalBackend) -> None:
+    template, tokenizer = model.bundle.chat_template, model.bundle.tokenizer
+    assert template is not None
+    rendered = tokenizer.encode(template.render(CHAT.messages))
+    ids = model.bundle.encode(CHAT, "Well, <|im_end|>")
+    assert ids[: len(rendered)] == rendered
+    rest = ids[len(rendered) :]
+    assert rest == tokenizer.encode("Well, <|im_end|>", special=False)
+    # Words of another model are text: they cannot end the turn.
+    assert not tokenizer.special_ids & set(rest)

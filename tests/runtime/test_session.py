@@ -44,9 +44,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     calls: list[tuple[int, int]] = []
     make = Session._make_binding
 
-    def counted(self: Session, new: int, rows: int, cache: KVCache) -> Any:
+    def counted(self: Session, new: int, rows: int, cache: KVCache, hidden: bool) -> Any:
         calls.append((new, rows))
-        return make(self, new, rows, cache)
+        return make(self, new, rows, cache, hidden)
 
     monkeypatch.setattr(Session, "_make_binding", counted)
     return calls

@@ -14,7 +14,7 @@ from edgellm_export import blocks, fields, mlp
 from edgellm_export.blocks import Heads, Rope, Scores
 from edgellm_export.data import Stored
 from edgellm_export.graph import Graph
-from edgellm_export.io import Inputs, asked_rows, output_logits
+from edgellm_export.io import Inputs, asked_rows, output_hidden, output_logits
 from edgellm_export.linear import Matrix, embedding, linear
 from edgellm_export.rope import frequencies
 from edgellm_export.store import WeightStore
@@ -106,6 +106,7 @@ def build(g: Graph, inputs: Inputs, w: Gemma2) -> None:
             x = mlp.gated_gelu_mlp(g, x, layer.gate_up, layer.down)
             x = blocks.rms_norm(g, x, layer.output_norm, eps)
             x, residual = blocks.add_rms_norm(g, x, residual, next_norm, eps)
+            output_hidden(g, inputs, i, len(w.layers), residual)
     logits = blocks.softcapped(g, linear(g, x, w.head), w.cap)
     output_logits(g, inputs, logits, w.head.shape[0])
 

@@ -15,7 +15,7 @@ from edgellm_export import blocks, mlp
 from edgellm_export.blocks import Heads, Rope
 from edgellm_export.data import Stored
 from edgellm_export.graph import Graph, Value
-from edgellm_export.io import Inputs, output_logits
+from edgellm_export.io import Inputs, output_hidden, output_logits
 from edgellm_export.linear import Matrix, embedding, linear
 from edgellm_export.rope import frequencies
 from edgellm_export.store import WeightStore
@@ -103,6 +103,7 @@ def build(g: Graph, inputs: Inputs, w: Olmo2) -> None:
             x = g.op("Add", x, blocks.rms_norm(g, y, layer.attention_norm, eps))
             y = mlp.gated_mlp(g, x, layer.gate_up, layer.down)
             x = g.op("Add", x, blocks.rms_norm(g, y, layer.mlp_norm, eps))
+            output_hidden(g, inputs, i, len(w.layers), x)
     x = blocks.rms_norm(g, x, w.norm, eps)
     output_logits(g, inputs, linear(g, x, w.head), w.head.shape[0])
 

@@ -16,7 +16,7 @@ from edgellm_export.blocks import Heads, Rope, Scores
 from edgellm_export.data import Stored
 from edgellm_export.experts import Experts, mixture
 from edgellm_export.graph import Graph, Value
-from edgellm_export.io import Inputs, asked_rows, output_logits
+from edgellm_export.io import Inputs, asked_rows, output_hidden, output_logits
 from edgellm_export.linear import Matrix, embedding, linear
 from edgellm_export.mlp import gated_mlp
 from edgellm_export.rope import frequencies
@@ -124,6 +124,7 @@ def build(g: Graph, inputs: Inputs, w: Qwen3Moe) -> None:
             x, residual = blocks.add_rms_norm(g, x, residual, layer.mlp_norm, eps)
             x = _build_mlp(g, x, layer.mlp)
             x, residual = blocks.add_rms_norm(g, x, residual, next_norm, eps)
+            output_hidden(g, inputs, i, len(w.layers), residual)
     output_logits(g, inputs, linear(g, x, w.head), w.head.shape[0])
 
 

@@ -15,7 +15,7 @@ from edgellm_export import blocks, mlp
 from edgellm_export.blocks import Heads, Rope
 from edgellm_export.data import Stored
 from edgellm_export.graph import Graph, Value
-from edgellm_export.io import Inputs, output_logits
+from edgellm_export.io import Inputs, output_hidden, output_logits
 from edgellm_export.linear import Matrix, embedding, linear
 from edgellm_export.rope import frequencies
 from edgellm_export.store import WeightStore
@@ -117,6 +117,7 @@ def build(g: Graph, inputs: Inputs, w: SmolLM3) -> None:
             x, residual = blocks.add_rms_norm(g, x, residual, layer.mlp_norm, eps)
             x = mlp.gated_mlp(g, x, layer.gate_up, layer.down)
             x, residual = blocks.add_rms_norm(g, x, residual, next_norm, eps)
+            output_hidden(g, inputs, i, len(w.layers), residual)
     output_logits(g, inputs, linear(g, x, w.head), w.head.shape[0])
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from edgellm.errors import Incompatible
 from edgellm_export.quantize import gptq, rtn
-from edgellm_export.recipe import BLOCK_SIZES, Float, Integer, Treatment
+from edgellm_export.recipe import BLOCK_SIZES, SMALLEST_2_BIT_BLOCK, Float, Integer, Treatment
 from edgellm_export.weights import Dense, Float32, Weight, to_float32
 
 
@@ -36,10 +36,12 @@ def treat(weight: Weight, treatment: Treatment, hessian: Float32 | None = None) 
 
 def fit(scheme: Integer, inner: int) -> Integer:
     """`scheme` with the largest block up to its own that divides `inner`; Incompatible if none."""
-    sizes = [size for size in BLOCK_SIZES if size <= scheme.block_size and inner % size == 0]
+    known = [size for size in BLOCK_SIZES if scheme.bits > 2 or size >= SMALLEST_2_BIT_BLOCK]
+    sizes = [size for size in known if size <= scheme.block_size and inner % size == 0]
     if not sizes:
+        what, instead = ("block of 2 bits", "int4") if scheme.bits == 2 else ("block", "fp16")
         raise Incompatible(
-            f"its width {inner} is no multiple of {BLOCK_SIZES[0]}, the smallest block; "
-            "use --precision fp16"
+            f"its width {inner} is no multiple of {known[0]}, the smallest {what}; "
+            f"use --precision {instead}"
         )
     return replace(scheme, block_size=max(sizes))

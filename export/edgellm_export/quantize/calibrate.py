@@ -79,12 +79,13 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """H by matrix name, what the manifest says of the text, and the schemes
-    chosen for a target size (none without one)."""
+    """H by matrix name, what the manifest says of the text, the schemes
+    chosen for a target size (none without one), and the text itself: windows of ids."""
 
     statistics: Callable[[str], Float32 | None]
     record: Mapping[str, str | int]
     matrices: Mapping[str, Treatment]
+    ids: Ids
 
 
 def calibrate(
@@ -112,7 +113,7 @@ def calibrate(
         clock.tick()
         return statistics(matrix)
 
-    return Calibrated(found, wanted.to_json(ids), chosen)
+    return Calibrated(found, wanted.to_json(ids), chosen, ids)
 
 
 def _import(

@@ -7,6 +7,9 @@ this takes 5 % of the squared error away on Gaussian weights when asymmetric, 9 
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,8 +21,8 @@ from edgellm_export.weights import FLOAT16_MAX, Blocks, Float32, pack
 SHRINKS = np.linspace(1.0, 0.75, 11, dtype=np.float32)
 Fit = tuple[NDArray[np.uint8], Float32, NDArray[np.uint8]]
 
-# Rows quantized at once: bounds the temporaries to a few tens of MB whatever the matrix.
-CHUNK_VALUES = 1 << 21
+# Values that one core works on at once: bounds the temporaries to a few MB whatever the matrix.
+CHUNK_VALUES = 1 << 18
 
 
 def quantize(weight: Float32, scheme: Integer) -> Blocks:
@@ -29,7 +32,10 @@ def quantize(weight: Float32, scheme: Integer) -> Blocks:
     blocks = padded.reshape(-1, scheme.block_size)
     fit = _fit_asymmetric if scheme.asymmetric else _fit_symmetric
     step = max(1, CHUNK_VALUES // scheme.block_size)
-    parts = [fit(blocks[i : i + step], scheme.bits) for i in range(0, len(blocks), step)]
+    pieces = [blocks[i : i + step] for i in range(0, len(blocks), step)]
+    # numpy lets other threads run while it works.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(lambda piece: fit(piece, scheme.bits), pieces))
     codes = np.concatenate([part[0] for part in parts])
     scales = np.concatenate([part[1] for part in parts])
     zeros = np.concatenate([part[2] for part in parts])
@@ -47,13 +53,11 @@ def _fit_asymmetric(blocks: Float32, bits: int) -> Fit:
     top = np.float32((1 << bits) - 1)
     low = np.minimum(blocks.min(axis=1), 0)
     high = np.maximum(blocks.max(axis=1), 0)
-    best: Fit | None = None
-    best_error = np.full(len(blocks), np.inf, np.float32)
+    best = _Best(blocks, top)
     for shrink in SHRINKS:
         scale = half(np.maximum((high - low) * shrink / top, np.float32(1e-8)))
-        zero = np.clip(np.rint(-low * shrink / scale), 0, top)
-        best, best_error = _keep_better(blocks, scale, zero, top, best, best_error)
-    return _refit(blocks, best, best_error, top)
+        best.offer(scale, np.clip(np.rint(-low * shrink / scale), 0, top))
+    return best.refitted()
 
 
 def _fit_symmetric(blocks: Float32, bits: int) -> Fit:
@@ -62,44 +66,53 @@ def _fit_symmetric(blocks: Float32, bits: int) -> Fit:
     index = np.abs(blocks).argmax(axis=1)
     extreme = blocks[np.arange(len(blocks)), index]
     zero = np.full(len(blocks), middle, np.float32)
-    best: Fit | None = None
-    best_error = np.full(len(blocks), np.inf, np.float32)
+    best = _Best(blocks, top)
     for shrink in SHRINKS:
         scale = half(np.where(extreme == 0, np.float32(1e-8), -extreme * shrink / middle))
-        best, best_error = _keep_better(blocks, scale, zero, top, best, best_error)
-    return _refit(blocks, best, best_error, top)
+        best.offer(scale, zero)
+    return best.refitted()
 
 
-def _keep_better(
-    blocks: Float32,
-    scale: Float32,
-    zero: Float32,
-    top: np.float32,
-    best: Fit | None,
-    best_error: Float32,
-) -> tuple[Fit, Float32]:
-    codes = np.clip(np.rint(blocks / scale[:, None] + zero[:, None]), 0, top)
-    error = (((codes - zero[:, None]) * scale[:, None] - blocks) ** 2).sum(axis=1)
-    new = (codes.astype(np.uint8), scale, zero.astype(np.uint8))
-    if best is None:
-        return new, error
-    better = error < best_error
-    best[0][better] = new[0][better]
-    best[1][better] = new[1][better]
-    best[2][better] = new[2][better]
-    return best, np.minimum(error, best_error)
+class _Best:
+    """The grid of each block (M, block) with the least squared error among those offered."""
 
+    def __init__(self, blocks: Float32, top: np.float32) -> None:
+        self._blocks, self._top = blocks, top
+        self._scale = np.ones(len(blocks), np.float32)
+        self._zero = np.zeros(len(blocks), np.float32)
+        self._error = np.full(len(blocks), np.inf, np.float32)
 
-def _refit(blocks: Float32, best: Fit | None, best_error: Float32, top: np.float32) -> Fit:
-    """Least-squares scale for the chosen integers, kept where it really is better in float16."""
-    if best is None:
-        raise ValueError("no range was tried")
-    codes, scale, zero = best
-    centred = codes.astype(np.float32) - zero[:, None]
-    power = (centred**2).sum(axis=1)
-    fitted = half(np.where(power > 0, (centred * blocks).sum(axis=1) / np.maximum(power, 1), scale))
-    error = ((centred * fitted[:, None] - blocks) ** 2).sum(axis=1)
-    return codes, np.where((error < best_error) & (fitted != 0), fitted, scale), zero
+    def offer(self, scale: Float32, zero: Float32) -> None:
+        """Grids (M,) to be kept where they are better."""
+        centred = self._centred(scale, zero)
+        centred *= scale[:, None]
+        centred -= self._blocks
+        error = np.einsum("mb,mb->m", centred, centred)
+        better = error < self._error
+        self._scale[better], self._zero[better] = scale[better], zero[better]
+        self._error[better] = error[better]
+
+    def refitted(self) -> Fit:
+        """Least-squares scale for the best integers, kept where it really is better in float16."""
+        blocks, scale, zero = self._blocks, self._scale, self._zero
+        centred = self._centred(scale, zero)
+        codes = (centred + zero[:, None]).astype(np.uint8)
+        power = np.einsum("mb,mb->m", centred, centred)
+        along = np.einsum("mb,mb->m", centred, blocks)
+        fitted = half(np.where(power > 0, along / np.maximum(power, 1), scale))
+        centred *= fitted[:, None]
+        centred -= blocks
+        better = (np.einsum("mb,mb->m", centred, centred) < self._error) & (fitted != 0)
+        return codes, np.where(better, fitted, scale), zero.astype(np.uint8)
+
+    def _centred(self, scale: Float32, zero: Float32) -> Float32:
+        """Nearest integers (M, block) less their zero point."""
+        codes: Float32 = self._blocks / scale[:, None]
+        codes += zero[:, None]
+        np.rint(codes, out=codes)
+        np.clip(codes, 0, self._top, out=codes)
+        codes -= zero[:, None]
+        return codes
 
 
 def half(values: Float32) -> Float32:

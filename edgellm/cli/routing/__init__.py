@@ -1,0 +1,1 @@
+"""The commands of `edgellm route`, one file each."""

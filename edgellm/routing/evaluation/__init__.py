@@ -1,0 +1,1 @@
+"""How well a confidence signal tells right answers from wrong ones."""

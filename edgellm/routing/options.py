@@ -1,0 +1,87 @@
+"""What a user may decide about routing; checked where it is born."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from edgellm.errors import UsageError
+from edgellm.routing.gain import Worth
+
+Policy = Literal[
+    "local-only",
+    "prefer-local",
+    "prefer-remote",
+    "remote-only",
+    "route",
+    "cascade",
+    "auto",
+    "hedge",
+    "shadow",
+    "ask",
+]
+POLICIES: tuple[str, ...] = get_args(Policy)
+Handoff = Literal["prefill", "replace", "append"]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterOptions:
+    """Settings of a Router.
+
+    threshold        `route`, `cascade` and `ask` keep answers with P(correct) of at least this
+    risk             instead: at most this share of the answers that stay is wrong, with the
+                     probability `certainty`, as the confidence pack certifies
+    hold_back_*      a local answer that may be replaced waits for so many tokens or milliseconds,
+                     whichever ends first; a change of source within them is invisible
+    handoff          after that: `prefill` lets a remote that can do so go on from what was shown,
+                     else as `replace`, which voids it; `append` leaves it and marks the place
+    check_tokens     P(correct) is looked at after so many tokens each
+    abort_checks     so many looks in a row below the threshold less `abort_margin` end a local
+                     answer early; 0: never
+    sticky_turns     after an escalated turn so many turns of that conversation start remotely
+    hedge_*          the other side starts when the first token is later than this quantile of the
+                     ones before; `hedge_delay_ms` until there are eight
+    shadow_share     this share of the requests also asks the remote, chosen with `seed`
+    """
+
+    policy: Policy = "local-only"
+    threshold: float = 0.7
+    risk: float | None = None
+    certainty: float = 0.95
+    hold_back_tokens: int = 32
+    hold_back_ms: float = 1500.0
+    handoff: Handoff = "prefill"
+    check_tokens: int = 8
+    abort_checks: int = 2
+    abort_margin: float = 0.1
+    sticky_turns: int = 1
+    hedge_quantile: float = 0.9
+    hedge_delay_ms: float = 500.0
+    shadow_share: float = 0.05
+    seed: int = 0
+    offline: bool = False
+    worth: Worth = field(default_factory=Worth)
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            known = ", ".join(POLICIES)
+            raise UsageError(f"unknown routing policy {self.policy!r}; known are {known}")
+        if self.handoff not in get_args(Handoff):
+            known = ", ".join(get_args(Handoff))
+            raise UsageError(f"unknown handoff {self.handoff!r}; known are {known}")
+        for name in ("threshold", "abort_margin", "hedge_quantile", "shadow_share"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise UsageError(f"{name} must be in [0, 1], got {value}")
+        for name in ("hold_back_tokens", "hold_back_ms", "abort_checks", "sticky_turns"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise UsageError(f"{name} must be 0 or more, got {value}")
+        for name, value in (("risk", self.risk), ("certainty", self.certainty)):
+            if value is not None and not 0 < value < 1:
+                raise UsageError(f"{name} must be between 0 and 1, got {value}")
+        if self.check_tokens < 1:
+            raise UsageError(f"check_tokens must be 1 or more, got {self.check_tokens}")
+        if not 0 <= self.hedge_delay_ms < math.inf:
+            raise UsageError(f"hedge_delay_ms must be 0 or more, got {self.hedge_delay_ms}")
