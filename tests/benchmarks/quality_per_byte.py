@@ -5,10 +5,10 @@
         --gguf model.gguf --llama-bin build/bin --genai-python venv/bin/python --json out.json
 
 FOLDER is a Hugging Face folder of floats (see small_model.py and dequantize.py); --gguf the file
-that it was made from, whose own blocks `exact` and `compact` keep. All start from the same weights,
-are calibrated on the same text (the model's own words), and are compared with float32 on the same
-windows of two texts that nobody was calibrated on. Everything made stays in --work, so a second run
-measures only what is new; --speed adds tokens per second, which mean nothing on a busy machine.
+that it came from, whose blocks `exact` and `compact` keep. All start from the same weights, are
+calibrated on the model's own words, and are compared with float32 on the same windows of two texts
+that nobody was calibrated on. What is made stays in --work, so a second run measures only what is
+new; --speed adds tokens per second, which mean nothing on a busy machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,7 @@ def main() -> int:
     )
     setting.work.mkdir(parents=True, exist_ok=True)
     ours = dict(bundles(setting))
-    others = dict(foreign(setting, asked.genai_python))
-    rows = list(measured(setting, ours | others))
+    rows = list(measured(setting, ours | dict(foreign(setting, asked.genai_python))))
     if asked.llama_bin:
         rows += llama_rows(setting, asked.llama_bin)
     print(table(setting, rows, speeds(ours) if asked.speed else {}))
@@ -132,17 +131,23 @@ def texts() -> dict[str, str]:
 
 def bundles(setting: Setting) -> Iterator[tuple[str, Path]]:
     """Our bundles by the name of how they were made."""
+    cache = setting.work / "calibration"
     yield "fp32", bundle(setting, "fp32", recipe("fp32"))
     plain = {size: Recipe("int4", *2 * [Integer(4, size, True)], "_q4") for size in (32, 64)}
     for size, made_by in plain.items():
         yield f"int4 RTN, blocks of {size}", bundle(setting, f"rtn-{size}", made_by)
     for target in setting.targets:
-        made_in = bundle(setting, f"target-{target:g}", recipe("int4"), target_mb=target)
-        note = " (recovers the 4-bit blocks the floats came from)" if recovers(made_in) else ""
-        yield f"--target-mb {target:g}{note}", made_in
+        label = f"--target-mb {target:g}"
+        wanted = Calibration(cache, target_mb=target)
+        made_in = bundle(setting, f"target-{target:g}", recipe("int4"), wanted)
+        if recovers(made_in):
+            yield f"{label} (recovers the 4-bit blocks the floats came from)", made_in
+            wanted = replace(wanted, recover=False)  # as for floats that never were blocks
+            made_in = bundle(setting, f"target-{target:g}-born", recipe("int4"), wanted)
+        yield label, made_in
     for size, made_by in plain.items():
-        calibrated = bundle(setting, f"gptq-{size}", made_by.calibrated(), calibrated=True)
-        yield f"int4 GPTQ, blocks of {size}", calibrated
+        made_in = bundle(setting, f"gptq-{size}", made_by.calibrated(), Calibration(cache))
+        yield f"int4 GPTQ, blocks of {size}", made_in
     if setting.gguf:
         for name in ("exact", "compact"):
             made_in = bundle(setting, name, recipe(name), source=setting.gguf)
@@ -153,8 +158,7 @@ def bundle(
     setting: Setting,
     name: str,
     made_by: Recipe,
-    calibrated: bool = False,
-    target_mb: float | None = None,
+    calibration: Calibration | None = None,
     source: Path | None = None,
 ) -> Path:
     """A bundle in the work folder, made when it is not there; it is there whole or not at all."""
@@ -162,9 +166,6 @@ def bundle(
     if out.is_dir():
         return out
     say(f"making {out}")
-    calibration = None
-    if calibrated or target_mb is not None:
-        calibration = Calibration(setting.work / "calibration", target_mb=target_mb)
     part = out.with_name(f"part-{out.name}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()

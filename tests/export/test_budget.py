@@ -117,8 +117,11 @@ def test_floats_that_were_4_bit_blocks_get_these_back_and_no_others_do() -> None
     scale, low = rng.uniform(0.01, 0.02, (2, 32, 2, 1)).astype(np.float16).astype(np.float32)
     was_q4_1 = (codes * scale - low).astype(np.float32).reshape(32, 64)
     for weight, expected in ((born, False), (was_q4_1, True)):
-        found = budget.choices(weight, None, SCHEMES, 1e-3)
+        found = budget.choices(weight, None, [*SCHEMES, budget.RECOVERED], 1e-3)
         assert any(choice.scheme == budget.RECOVERED for choice in found) == expected
+        material = Material({"m": (32, 64)}, lambda _, w=weight: w, lambda _: None, {"m": 1e-3})
+        plans = [budget.plan(material, 32 * 64, recover) for recover in (True, False)]
+        assert [plan["m"] == budget.RECOVERED for plan in plans] == [expected, False]
     back = treat(Dense((32, 64), "float32", lambda: was_q4_1), budget.RECOVERED, np.eye(64))
     assert isinstance(back, Blocks)
     assert np.abs(back.dequantize() - was_q4_1).max() < 1e-6

@@ -55,7 +55,8 @@ class Choice:
 def choices(
     weight: Float32, hessian: Float32 | None, schemes: Iterable[Integer], trial_kl: float
 ) -> tuple[Choice, ...]:
-    """Bytes and loss of `weight` (N, K) under each scheme; K must suit the blocks.
+    """Bytes and loss of `weight` (N, K) under each scheme; K must suit the blocks. RECOVERED is
+    among them only where it gives the weights back.
 
     `trial_kl` is what rounding the matrix by `sensitivity.trial_error` costs.
     """
@@ -65,7 +66,7 @@ def choices(
     power = max(gptq.loss(sample, np.zeros_like(sample), h), 1e-30)
     trial = max(gptq.loss(sample, sample + trial_error(sample), h), 1e-30)
     found = []
-    for scheme in (*schemes, *_recovered(weight.shape[1])):
+    for scheme in schemes:
         grid = search(sample, np.diag(h), scheme)
         error = gptq.loss(sample, grid.dequantize(rounded(sample, grid)), h)
         if scheme == RECOVERED and error > RECOVERED_LIMIT * power:
@@ -73,10 +74,6 @@ def choices(
         kl = trial_kl * error / trial
         found.append(Choice(scheme, stored_bytes(weight.shape, scheme), kl))
     return tuple(found)
-
-
-def _recovered(inner: int) -> tuple[Integer, ...]:
-    return () if inner % RECOVERED.block_size else (RECOVERED,)
 
 
 def stored_bytes(shape: tuple[int, int], scheme: Integer) -> int:
@@ -133,11 +130,13 @@ class Material:
     kept_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
-def plan(material: Material, limit_bytes: int) -> dict[str, Treatment]:
-    """What becomes of each matrix, within `limit_bytes` together."""
+def plan(material: Material, limit_bytes: int, recover: bool = True) -> dict[str, Treatment]:
+    """What becomes of each matrix, within `limit_bytes` together; `recover` looks for the blocks
+    that floats once were."""
+    candidates = (*CANDIDATES, RECOVERED) if recover else CANDIDATES
     table = {}
     for name, shape in material.shapes.items():
-        schemes = [scheme for scheme in CANDIDATES if shape[1] % scheme.block_size == 0]
+        schemes = [scheme for scheme in candidates if shape[1] % scheme.block_size == 0]
         if not schemes:
             raise Incompatible(
                 f"{name}: its width {shape[1]} is no multiple of 16, the smallest block; "

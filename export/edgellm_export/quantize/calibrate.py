@@ -52,8 +52,9 @@ class Calibration:
 
     `text` is a UTF-8 file, None for the model's own words (sampled with `seed`); `tokens` of it
     are read. `target_mb` (10^6 bytes of weights file) chooses bits and blocks for each matrix by
-    its loss, None takes the recipe's. `cache` is a folder for statistics, which are replaced by
-    those of the next model.
+    its loss, None takes the recipe's; `recover` may give floats that were 4-bit blocks these blocks
+    back (budget.RECOVERED). `cache` is a folder for statistics, which are replaced by those of the
+    next model.
     """
 
     cache: Path
@@ -61,6 +62,7 @@ class Calibration:
     tokens: int = CALIBRATION_TOKENS
     seed: int = 0
     target_mb: float | None = None
+    recover: bool = True
 
     def __post_init__(self) -> None:
         if self.target_mb is not None and not self.target_mb > 0:
@@ -106,7 +108,7 @@ def calibrate(
         chosen: Mapping[str, Treatment] = {}
         if wanted.target_mb is not None:
             kl = sensitivity.measure(model, stored.named(model), ids, folder / KL_FILE, notice)
-            chosen = _plan(model, stored, statistics, kl, wanted.target_mb, notice)
+            chosen = _plan(model, stored, statistics, kl, wanted, notice)
     clock = Clock(len(model.matrices), notice, "quantizing")
 
     def found(matrix: str) -> Float32 | None:
@@ -149,7 +151,7 @@ def _plan(
     stored: Stored,
     statistics: Statistics,
     trial_kl: Mapping[str, float],
-    target_mb: float,
+    wanted: Calibration,
     notice: Notice,
 ) -> dict[str, Treatment]:
     """The schemes that fit into the target with all that is not a matrix."""
@@ -165,7 +167,8 @@ def _plan(
     shapes = {name: matrix.shape for name, matrix in model.matrices.items()}
     in_blocks = {name: sizes[name] for name, m in model.matrices.items() if m.scales is not None}
     material = budget.Material(shapes, weight, statistics, trial_kl, in_blocks)
-    return budget.plan(material, int(target_mb * budget.BYTES_PER_MB) - others)
+    limit_bytes = int((wanted.target_mb or 0.0) * budget.BYTES_PER_MB) - others
+    return budget.plan(material, limit_bytes, wanted.recover)
 
 
 def _file_bytes(m: Matrix) -> int:
