@@ -12,7 +12,8 @@ import click
 from edgellm.cli.options import gathered, refuse
 
 if TYPE_CHECKING:
-    from edgellm.hub.convert import CalibrationOptions, Forms, ShrinkOptions
+    from edgellm.hub import Progress
+    from edgellm.hub.convert import CalibrationOptions, Exporter, Forms, ShrinkOptions
 
 KV_TYPES = ("fp32", "fp16", "int8")
 
@@ -141,7 +142,6 @@ def command(
     """
     from edgellm import settings
     from edgellm.hub import HubOptions, Store, Terminal, export_to
-    from edgellm.hub.convert import Exporter, Forms, ShrinkOptions
 
     chosen, progress = settings.current({"offline": offline}), Terminal()
     store = Store(chosen.home_folder())
@@ -153,11 +153,24 @@ def command(
     # A target chooses its own bits; the name says what the files are most like.
     precision = precision or (None if target_mb is None else "int4")
     refuse(lora is None and lora_mode == "runtime", "--lora-mode runtime needs --lora DIR")
-    special = (wanted, shrink, lora_mode == "runtime", forms)
-    ordinary = special == (None, ShrinkOptions(), False, Forms())
-    exporter = None if ordinary else Exporter(progress, *special)
+    exporter = special(progress, wanted, shrink, lora_mode == "runtime", forms)
     options = HubOptions(chosen.offline, precision, lora)
     report(export_to(output, source, store, options, progress, exporter), as_json)
+
+
+def special(
+    progress: Progress,
+    wanted: CalibrationOptions | None,
+    shrink: ShrinkOptions,
+    lora_at_run_time: bool,
+    forms: Forms,
+) -> Exporter | None:
+    """An exporter for what was asked; None where the hub's own will do."""
+    from edgellm.hub.convert import Exporter, Forms, ShrinkOptions
+
+    asked = (wanted, shrink, lora_at_run_time, forms)
+    plain = asked == (None, ShrinkOptions(), False, Forms())
+    return None if plain else Exporter(progress, *asked)
 
 
 def calibrating(

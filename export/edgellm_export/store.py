@@ -83,7 +83,9 @@ class WeightStore:
 
     def exact(self, name: str, part: str) -> Matrix:
         """A small matrix that no recipe rounds, such as a router's: what it says is a choice."""
-        return self._matrix(name, (part,), Keep())
+        matrix = self._matrix(name, (part,), Keep())
+        del self.matrices[name]  # nothing about it is to be chosen
+        return matrix
 
     def experts(self, name: str, experts: Sequence[tuple[str, ...]]) -> Matrix:
         """The matrices of all experts, one expert after the other, treated as a layer.

@@ -24,7 +24,14 @@ from edgellm_export.configs import write_configs
 from edgellm_export.data import DataFile
 from edgellm_export.graph import FAST, FLOAT, Graph, Value
 from edgellm_export.quantize import selftext
-from edgellm_export.quantize.capture import Ids, Model, Notice, empty_cache, open_graph
+from edgellm_export.quantize.capture import (
+    Ids,
+    Model,
+    Notice,
+    empty_cache,
+    native_feeds,
+    open_graph,
+)
 from edgellm_export.recipe import recipe
 from edgellm_export.store import WeightStore
 from edgellm_export.weights import Float32
@@ -75,9 +82,7 @@ class Switched:
         taps = _draw(model, path)
         self._session = open_graph(path)
         self._empty: dict[str, Any] = empty_cache(self._session, model.shape)
-        if model.shape.rope_switch is not None:
-            self._empty["rope_offset"] = np.array(0, np.int64)
-        self._ids = ids
+        self._shape, self._ids = model.shape, ids
         streams = [self._run(row, (), taps) for row in ids]
         self.teacher = np.stack([log_softmax(found[0]) for found in streams])
         self.influence = _influence([found[1:] for found in streams])
@@ -90,9 +95,7 @@ class Switched:
     def _run(self, ids: Ids, dropped: Collection[int], names: Sequence[str]) -> list[Float32]:
         feed: Mapping[str, Any] = {
             **self._empty,
-            "input_ids": ids[None],
-            "last_position": np.array([len(ids) - 1], np.int32),
-            "total_positions": np.array(len(ids), np.int32),
+            **native_feeds(self._shape, ids),
             "logit_rows": np.arange(0, len(ids), ROW_STEP),
             "switches": np.array([i not in dropped for i in range(self.layers)], np.float32),
         }

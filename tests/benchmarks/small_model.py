@@ -1,0 +1,149 @@
+"""Trains a small Llama-shaped model in minutes, for measuring quantizers on weights born as floats.
+
+    python tests/benchmarks/small_model.py OUT      (needs torch, transformers and tokenizers)
+
+Text: the sources of Python's standard library and the licences of /usr/share/common-licenses,
+without what quality is measured on (pydoc_data/topics.py, GPL-3 and its relatives). OUT becomes a
+Hugging Face folder; OUT/trained_on.json has the sha256 of every file that was read. The same files
+and versions give the same model: everything is seeded and nothing depends on time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+SEED = 0
+THREADS = 1  # sums depend on it; more are slower on a busy machine
+VOCABULARY = 2048
+END = "<|endoftext|>"
+WINDOW_TOKENS = 512
+BATCH = 2
+STEPS = 500
+LEARNING_RATE = 1e-3
+WARM_UP = 30
+LICENCES = Path("/usr/share/common-licenses")
+# Widths in multiples of 256, the block of llama.cpp's K-quants.
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    files = list(corpus())
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    tokenizer = train_tokenizer(texts)
+    ids = encode(tokenizer, texts)
+    print(f"{len(files)} files, {len(ids)} tokens", file=sys.stderr)
+    model = train(ids, asked.steps)
+    model.save_pretrained(asked.out)
+    write_tokenizer(asked.out, tokenizer)
+    hashes = {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    (asked.out / "trained_on.json").write_text(json.dumps(hashes, indent=1) + "\n")
+    return 0
+
+
+def corpus() -> Iterator[Path]:
+    """The files to learn from, in a fixed order: UTF-8, no tests, nothing that is measured on."""
+    library = Path(sysconfig.get_path("stdlib"))
+    skipped = {"test", "tests", "site-packages", "idle_test", "pydoc_data", "lib2to3", "encodings"}
+    for path in sorted(library.rglob("*.py")):
+        if not skipped.intersection(path.relative_to(library).parts) and _readable(path):
+            yield path
+    for path in sorted(LICENCES.glob("*")):
+        if path.is_file() and not path.is_symlink() and "GPL" not in path.name and _readable(path):
+            yield path
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return len(path.read_text(encoding="utf-8")) > 500
+    except UnicodeDecodeError:
+        return False
+
+
+def train_tokenizer(texts: list[str]) -> Tokenizer:
+    """Byte-level BPE with the pre-tokenizer of GPT-2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> torch.Tensor:
+    """All texts as ids, one after another, each ended."""
+    end = tokenizer.token_to_id(END)
+    ids: list[int] = []
+    for text in texts:
+        ids += [*tokenizer.encode(text).ids, end]
+    return torch.tensor(ids)
+
+
+def train(ids: torch.Tensor, steps: int) -> LlamaForCausalLM:
+    """AdamW on random windows, warm-up, then a cosine down to nothing."""
+    torch.manual_seed(SEED)
+    torch.set_num_threads(THREADS)
+    config = LlamaConfig(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, **SHAPE)
+    model = LlamaForCausalLM(config).float()
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, (0.9, 0.95), weight_decay=0.1)
+    drawn = torch.Generator().manual_seed(SEED)
+    for step in range(steps):
+        scale = min((step + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * scale
+        starts = torch.randint(len(ids) - WINDOW_TOKENS, (BATCH,), generator=drawn).tolist()
+        batch = torch.stack([ids[start : start + WINDOW_TOKENS] for start in starts])
+        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0 or step == steps - 1:
+            print(f"step {step}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
+    return model
+
+
+def write_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.save(str(out / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END,
+        "eos_token": END,
+        "model_max_length": SHAPE["max_position_embeddings"],
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
