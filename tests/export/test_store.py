@@ -47,6 +47,7 @@ def test_every_tensor_has_a_place_and_can_be_read_back(tmp_path: Path, name: str
     limit = {
         "compact": 0.08,
         "int4": 0.08,
+        "q4f16": 0.08,
         "int4_block128": 0.08,
         "int2": 0.4,
         "int8": 0.005,
