@@ -5,7 +5,7 @@ Shapes: N output features, K input features, so a linear layer is y (T, N) = x (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 G = TypeVar("G", bound=np.generic)
 FLOAT16_MAX = 65504.0
+# Weights worked on at once where a whole matrix would need temporaries of its own size.
+PIECE_VALUES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +70,25 @@ class Blocks:
     def dequantize(self) -> Float32:
         """The float32 values these blocks stand for: (N, K)."""
         n, k = self.shape
-        q = self.codes().reshape(n, -1, self.block_size).astype(np.float32)
-        scales = self.scales.astype(np.float32)[..., None]
-        if self.minima is not None:
-            values = (q - np.float32(self.lowest)) * scales + self.minima.astype(np.float32)[
-                ..., None
-            ]
-        elif self.zero_points is not None:
-            values = (q - self.zero_points.astype(np.float32)[..., None]) * scales
-        else:
-            values = (q - np.float32(1 << (self.bits - 1))) * scales
+        values = np.empty((n, self.packed.shape[1], self.block_size), np.float32)
+        for part in pieces(n, k):
+            self.rows(part)._dequantize(values[part])
         return values.reshape(n, k)
 
-    def rows(self, index: NDArray[np.integer]) -> Blocks:
+    def _dequantize(self, out: Float32) -> None:
+        """Into `out` (N, K / block_size, block_size), without temporaries of its size."""
+        out[...] = unpack(self.packed, self.bits)
+        if self.minima is not None:
+            out -= np.float32(self.lowest)
+        elif self.zero_points is not None:
+            out -= self.zero_points.astype(np.float32)[..., None]
+        else:
+            out -= np.float32(1 << (self.bits - 1))
+        out *= self.scales.astype(np.float32)[..., None]
+        if self.minima is not None:
+            out += self.minima.astype(np.float32)[..., None]
+
+    def rows(self, index: NDArray[np.integer] | slice) -> Blocks:
         """The same blocks with output features in the order of `index`."""
         return Blocks(
             self.bits,
@@ -94,6 +102,12 @@ class Blocks:
 
 
 Weight = Dense | Blocks
+
+
+def pieces(rows: int, width: int) -> Iterator[slice]:
+    """Ranges of rows that together are all, each small enough to stay in a core's cache."""
+    step = max(1, PIECE_VALUES // max(width, 1))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def pack(codes: NDArray[np.uint8], bits: int, block_size: int) -> NDArray[np.uint8]:
