@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm_export.data import Stored
+from edgellm_export.data import Stored, StoredSteps
 from edgellm_export.graph import FLOAT, Graph, Value
 
 
@@ -27,9 +27,9 @@ class Matrix:
     values: Stored
     bits: int = 0
     block_size: int = 0
-    scales: Stored | None = None
+    scales: Stored | StoredSteps | None = None
     zero_points: Stored | None = None
-    minima: Stored | None = None
+    minima: Stored | StoredSteps | None = None
     lowest: int = 0
     bias: Stored | None = None
     parts: tuple[Matrix, ...] = ()
@@ -56,7 +56,7 @@ def _fused_rows(g: Graph, ids: Value, table: Matrix) -> Value:
         "GatherBlockQuantized",
         g.weight(table.values, (table.shape[0], table.shape[1] * table.bits // 8)),
         ids,
-        _float32(g, g.weight(table.scales), table.scales),
+        floats(g, table.scales, table.scales.shape),
         _explicit_zeros(g, table),
         bits=table.bits,
         block_size=table.block_size,
@@ -78,7 +78,7 @@ def _spelled_rows(g: Graph, ids: Value, table: Matrix) -> Value:
         padded = g.op("Reshape", _unpacked(g, packed, table.bits), _ints(g, 0, 0, -1))
         kept = g.op("Slice", padded, _ints(g, 0), _ints(g, blocks), _ints(g, 2))
         zeros = g.op("Unsqueeze", kept, _ints(g, -1))
-    scales = _float32(g, g.op("Gather", g.weight(table.scales), ids), table.scales)
+    scales = _scales_of_rows(g, ids, table.scales)
     rows = g.op("Mul", g.op("Sub", codes, zeros), g.op("Unsqueeze", scales, _ints(g, -1)))
     return g.op("Reshape", rows, _ints(g, 0, 0, table.shape[1]))
 
@@ -115,7 +115,7 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
         "MatMulNBits",
         x,
         g.weight(w.values),
-        _float32(g, g.weight(w.scales), w.scales),
+        floats(g, w.scales, w.scales.shape),
         g.weight(w.zero_points) if w.zero_points else None,
         K=inner,
         N=out,
@@ -144,14 +144,32 @@ def _float32(g: Graph, value: Value, stored: Stored) -> Value:
     return value if stored.dtype == np.float32 else g.op("Cast", value, to=int(FLOAT))
 
 
+def floats(g: Graph, stored: Stored | StoredSteps, shape: tuple[int, ...]) -> Value:
+    """Scales or minima as float32, seen in `shape`; made of constants, once, at load."""
+    if isinstance(stored, Stored):
+        return _float32(g, g.weight(stored, shape), stored)
+    rows, coarse = stored.coarse.shape
+    fine = g.op(
+        "Cast", g.weight(stored.steps, (rows, coarse, stored.shape[1] // coarse)), to=int(FLOAT)
+    )
+    wide = g.op("Cast", g.weight(stored.coarse, (rows, coarse, 1)), to=int(FLOAT))
+    return g.op("Reshape", g.op("Mul", fine, wide), _ints(g, *shape))
+
+
+def _scales_of_rows(g: Graph, ids: Value, stored: Stored | StoredSteps) -> Value:
+    """float32 (B, T, blocks); rows of float16 are widened only when they are asked for."""
+    if isinstance(stored, Stored):
+        return _float32(g, g.op("Gather", g.weight(stored), ids), stored)
+    return g.op("Gather", floats(g, stored, stored.shape), ids)
+
+
 def _block_shift(g: Graph, w: Matrix, shape: tuple[int, ...]) -> Value:
     """minimum + (middle - lowest) * scale of each block, seen in `shape`; folded at load."""
     if w.minima is None or w.scales is None:
         raise ValueError("only blocks with minima have a shift")
     middle = g.constant(np.array((1 << (w.bits - 1)) - w.lowest, np.float32))
-    scales = _float32(g, g.weight(w.scales, shape), w.scales)
-    minima = _float32(g, g.weight(w.minima, shape), w.minima)
-    return g.op("Add", minima, g.op("Mul", scales, middle))
+    scales = g.op("Mul", floats(g, w.scales, shape), middle)
+    return g.op("Add", floats(g, w.minima, shape), scales)
 
 
 def _explicit_zeros(g: Graph, w: Matrix) -> Value:

@@ -36,11 +36,44 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
+class Steps:
+    """Scales or minima as GGUF's K-quants have them: whole numbers of a coarser float16 scale.
+
+    coarse  float16 (N, S), one for K / S weights
+    steps   uint8 or int8 (N, G), one a block; G is a multiple of S
+    """
+
+    coarse: NDArray[np.float16]
+    steps: NDArray[np.integer]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, G)"""
+        return self.steps.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.coarse.nbytes + self.steps.nbytes
+
+    def __getitem__(self, rows: NDArray[np.integer] | slice) -> Steps:
+        return Steps(self.coarse[rows], self.steps[rows])
+
+    def floats(self) -> Float32:
+        """The float32 products (N, G)."""
+        apart = self.steps.reshape(*self.coarse.shape, -1).astype(np.float32)
+        products: Float32 = apart * self.coarse.astype(np.float32)[..., None]
+        return products.reshape(self.steps.shape)
+
+
+Scales = NDArray[np.floating] | Steps
+
+
+@dataclass(frozen=True, slots=True)
 class Blocks:
     """Integers in blocks along K, in the byte order of ONNX Runtime's MatMulNBits.
 
     packed  uint8 (N, K / block_size, block_size * bits / 8), low bits first, consecutive k
-    scales  float16 or float32 (N, K / block_size)
+    scales  float16, float32 or Steps (N, K / block_size)
     zero_points  None: the middle, 2^(bits-1); else uint8 (N, K / block_size), not packed
     minima  None, or (N, K / block_size): the block is scale * (code - lowest) + minimum (GGUF
             Q4_1). Never together with zero_points.
@@ -53,9 +86,9 @@ class Blocks:
     bits: int
     block_size: int
     packed: NDArray[np.uint8]
-    scales: NDArray[np.floating]
+    scales: Scales
     zero_points: NDArray[np.uint8] | None = None
-    minima: NDArray[np.floating] | None = None
+    minima: Scales | None = None
     lowest: int = 0
 
     @property
@@ -84,9 +117,9 @@ class Blocks:
             out -= self.zero_points.astype(np.float32)[..., None]
         else:
             out -= np.float32(1 << (self.bits - 1))
-        out *= self.scales.astype(np.float32)[..., None]
+        out *= floats(self.scales)[..., None]
         if self.minima is not None:
-            out += self.minima.astype(np.float32)[..., None]
+            out += floats(self.minima)[..., None]
 
     def rows(self, index: NDArray[np.integer] | slice) -> Blocks:
         """The same blocks with output features in the order of `index`."""
@@ -102,6 +135,11 @@ class Blocks:
 
 
 Weight = Dense | Blocks
+
+
+def floats(scales: Scales) -> Float32:
+    """Scales or minima as float32, however they are kept."""
+    return scales.floats() if isinstance(scales, Steps) else scales.astype(np.float32)
 
 
 def pieces(rows: int, width: int) -> Iterator[slice]:
@@ -160,9 +198,11 @@ def concatenate(blocks: Sequence[Blocks]) -> Blocks:
         first.bits,
         first.block_size,
         np.concatenate([b.packed for b in blocks]),
-        np.concatenate([b.scales for b in blocks]),
+        _joined([b.scales for b in blocks]),
         _join([b.zero_points for b in blocks]),
-        _join([b.minima for b in blocks]),
+        None
+        if first.minima is None
+        else _joined([b.minima for b in blocks if b.minima is not None]),
         first.lowest,
     )
 
@@ -175,8 +215,23 @@ def alike(parts: Sequence[Weight]) -> bool:
 def _format(w: Weight) -> tuple[object, ...]:
     if isinstance(w, Dense):
         return (w.dtype,)
-    minima = None if w.minima is None else w.minima.dtype
-    return w.bits, w.block_size, w.scales.dtype, w.zero_points is None, minima, w.lowest
+    minima = None if w.minima is None else _kept_as(w.minima)
+    return w.bits, w.block_size, _kept_as(w.scales), w.zero_points is None, minima, w.lowest
+
+
+def _kept_as(scales: Scales) -> object:
+    if isinstance(scales, Steps):
+        return scales.steps.dtype, scales.steps.shape[1] // scales.coarse.shape[1]
+    return scales.dtype
+
+
+def _joined(parts: Sequence[Scales]) -> Scales:
+    """Of one kind, one after another."""
+    steps = [part for part in parts if isinstance(part, Steps)]
+    if steps:
+        coarse, fine = [part.coarse for part in steps], [part.steps for part in steps]
+        return Steps(np.concatenate(coarse), np.concatenate(fine))
+    return np.concatenate([part for part in parts if not isinstance(part, Steps)])
 
 
 def _join(parts: Sequence[NDArray[G] | None]) -> NDArray[G] | None:

@@ -14,7 +14,7 @@ from edgellm.errors import Incompatible
 from edgellm_export.checkpoint.gguf_file import GgufFile, Tensor
 from edgellm_export.checkpoint.gguf_formats import FORMATS, Format
 from edgellm_export.checkpoint.mapped import all_finite, release, shown, widen_bfloat16
-from edgellm_export.weights import Blocks, Dense, Float32, Weight, concatenate
+from edgellm_export.weights import Blocks, Dense, Float32, Steps, Weight, concatenate
 
 # gguf's dequantize needs twice its output; pieces keep that small beside a large embedding.
 ROWS_AT_ONCE = 1024
@@ -26,9 +26,10 @@ def load(file: GgufFile, tensor: Tensor) -> Weight:
     if _has_blocks(tensor):
         blocks = _blocks(file, tensor, FORMATS[tensor.kind])
         release(file.data, tensor.offset, tensor.size_bytes)
-        all_finite(file.path, tensor.name, blocks.scales)
-        if blocks.minima is not None:
-            all_finite(file.path, tensor.name, blocks.minima)
+        for scales in (blocks.scales, blocks.minima):
+            if scales is not None:
+                numbers = scales.coarse if isinstance(scales, Steps) else scales
+                all_finite(file.path, tensor.name, numbers)
         return blocks
 
     if tensor.kind not in DENSE:
