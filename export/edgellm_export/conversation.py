@@ -14,6 +14,8 @@ from edgellm_export.progress import Notice
 
 QUESTIONS = ("Hello", "Why is the sky blue?")
 ANSWER = "Hello! How can I help you today?"
+# Tokens of it that are in the cache when the second question comes.
+ANSWERED = 8
 
 
 def sample_ids(folder: Path, shape: Shape) -> list[int]:
@@ -31,8 +33,8 @@ def sample_ids(folder: Path, shape: Shape) -> list[int]:
     return ids
 
 
-def turns(folder: Path, shape: Shape, single: int, notice: Notice) -> tuple[list[int], list[int]]:
-    """The ids of a first turn with `single` tokens of its answer, and of the conversation up to a
+def turns(folder: Path, shape: Shape, notice: Notice) -> tuple[list[int], list[int]]:
+    """The ids of a first turn with some tokens of its answer, and of the conversation up to a
     second question. SelfCheckFailed when the chat template drops a question."""
     words, chat = tokenizer.read(folder), template.read(folder)
     first, second = QUESTIONS
@@ -55,5 +57,5 @@ def turns(folder: Path, shape: Shape, single: int, notice: Notice) -> tuple[list
             raise SelfCheckFailed(
                 "the bundle failed its self-check: the chat template drops the second question"
             )
-    one, two = (words.encode(text)[: shape.context_length - single] for text in texts)
-    return one + words.encode(ANSWER)[:single], two
+    one, two = (words.encode(text)[: shape.context_length - ANSWERED] for text in texts)
+    return one + words.encode(ANSWER)[:ANSWERED], two

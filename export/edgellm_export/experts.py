@@ -13,7 +13,7 @@ import numpy as np
 from edgellm.errors import Incompatible
 from edgellm_export.data import Stored
 from edgellm_export.graph import EXACT, FLOAT, FLOAT16, Attribute, Graph, Value
-from edgellm_export.linear import Matrix, linear
+from edgellm_export.linear import Matrix, floats, linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def _codes(g: Graph, m: Matrix, count: int) -> Value:
 def _scales(g: Graph, m: Matrix, count: int) -> Value:
     if m.scales is None:
         raise ValueError("only blocks have scales")
-    return _float32(g, m.scales, (count, m.shape[0] // count, m.shape[1] // m.block_size))
+    return floats(g, m.scales, (count, m.shape[0] // count, m.shape[1] // m.block_size))
 
 
 def _zeros(g: Graph, m: Matrix, count: int) -> Value | None:

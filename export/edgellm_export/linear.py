@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx_ir as ir
 
 from edgellm.errors import Incompatible
 from edgellm_export import static
-from edgellm_export.data import Stored
+from edgellm_export.data import Stored, StoredSteps
 from edgellm_export.graph import FLOAT, Graph, Value
 
 
@@ -37,9 +38,9 @@ class Matrix:
     values: Stored
     bits: int = 0
     block_size: int = 0
-    scales: Stored | None = None
+    scales: Stored | StoredSteps | None = None
     zero_points: Stored | None = None
-    minima: Stored | None = None
+    minima: Stored | StoredSteps | None = None
     lowest: int = 0
     bias: Stored | None = None
     parts: tuple[Matrix, ...] = ()
@@ -69,7 +70,7 @@ def _fused_rows(g: Graph, ids: Value, table: Matrix) -> Value:
         "GatherBlockQuantized",
         g.weight(table.values, (table.shape[0], table.shape[1] * table.bits // 8)),
         ids,
-        g.to(g.weight(table.scales), FLOAT),
+        floats(g, table.scales, table.scales.shape),
         _explicit_zeros(g, table),
         bits=table.bits,
         block_size=table.block_size,
@@ -91,7 +92,7 @@ def _spelled_rows(g: Graph, ids: Value, table: Matrix) -> Value:
         padded = g.op("Reshape", _unpacked(g, packed, table.bits), _ints(g, 0, 0, -1))
         kept = g.op("Slice", padded, _ints(g, 0), _ints(g, blocks), _ints(g, 2))
         zeros = g.op("Unsqueeze", kept, _ints(g, -1))
-    scales = g.to(g.op("Gather", g.weight(table.scales), ids), FLOAT)
+    scales = _scales_of_rows(g, ids, table.scales)
     rows = g.op("Mul", g.op("Sub", codes, zeros), g.op("Unsqueeze", scales, _ints(g, -1)))
     return g.op("Reshape", rows, _ints(g, 0, 0, table.shape[1]))
 
@@ -136,7 +137,7 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
         "MatMulNBits",
         x,
         g.weight(w.values),
-        g.to(g.weight(w.scales), g.activations),
+        floats(g, w.scales, w.scales.shape, g.activations),
         g.weight(w.zero_points) if w.zero_points else None,
         K=inner,
         N=out,
@@ -176,14 +177,34 @@ def _add_bias(g: Graph, y: Value, w: Matrix) -> Value:
     return g.op("Add", y, g.to(g.weight(w.bias), g.activations)) if w.bias else y
 
 
+def floats(
+    g: Graph, stored: Stored | StoredSteps, shape: tuple[int, ...], dtype: ir.DataType = FLOAT
+) -> Value:
+    """Scales or minima as `dtype`, seen in `shape`; made of constants, once, at load."""
+    if isinstance(stored, Stored):
+        return g.to(g.weight(stored, shape), dtype)
+    rows, coarse = stored.coarse.shape
+    fine = g.op(
+        "Cast", g.weight(stored.steps, (rows, coarse, stored.shape[1] // coarse)), to=int(FLOAT)
+    )
+    wide = g.to(g.weight(stored.coarse, (rows, coarse, 1)), FLOAT)
+    return g.to(g.op("Reshape", g.op("Mul", fine, wide), _ints(g, *shape)), dtype)
+
+
+def _scales_of_rows(g: Graph, ids: Value, stored: Stored | StoredSteps) -> Value:
+    """float32 (B, T, blocks); rows of float16 are widened only when they are asked for."""
+    if isinstance(stored, Stored):
+        return g.to(g.op("Gather", g.weight(stored), ids), FLOAT)
+    return g.op("Gather", floats(g, stored, stored.shape), ids)
+
+
 def _block_shift(g: Graph, w: Matrix, shape: tuple[int, ...]) -> Value:
     """minimum + (middle - lowest) * scale of each block, seen in `shape`; folded at load."""
     if w.minima is None or w.scales is None:
         raise ValueError("only blocks with minima have a shift")
     middle = g.constant(np.array((1 << (w.bits - 1)) - w.lowest, np.float32))
-    scales = g.to(g.weight(w.scales, shape), FLOAT)
-    minima = g.to(g.weight(w.minima, shape), FLOAT)
-    return g.op("Add", minima, g.op("Mul", scales, middle))
+    scales = g.op("Mul", floats(g, w.scales, shape), middle)
+    return g.op("Add", floats(g, w.minima, shape), scales)
 
 
 def _explicit_zeros(g: Graph, w: Matrix) -> Value:

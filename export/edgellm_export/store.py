@@ -10,7 +10,7 @@ import numpy as np
 
 from edgellm.errors import Incompatible
 from edgellm_export.checkpoint import Checkpoint
-from edgellm_export.data import DataFile, Stored
+from edgellm_export.data import DataFile, Stored, StoredSteps
 from edgellm_export.linear import Matrix, Slot
 from edgellm_export.progress import silent
 from edgellm_export.quantize import treat
@@ -20,6 +20,8 @@ from edgellm_export.weights import (
     Blocks,
     Dense,
     Float32,
+    Scales,
+    Steps,
     Weight,
     alike,
     alternate,
@@ -216,11 +218,18 @@ def store_matrix(data: DataFile, name: str, weight: Weight) -> Matrix:
         data.append(f"{name}.blocks", weight.packed),
         weight.bits,
         weight.block_size,
-        data.append(f"{name}.scales", weight.scales),
+        _store_scales(data, f"{name}.scales", weight.scales),
         None if zeros is None else data.append(f"{name}.zeros", _pack_rows(zeros, weight.bits)),
-        None if minima is None else data.append(f"{name}.minima", minima),
+        None if minima is None else _store_scales(data, f"{name}.minima", minima),
         weight.lowest,
     )
+
+
+def _store_scales(data: DataFile, name: str, scales: Scales) -> Stored | StoredSteps:
+    if isinstance(scales, Steps):
+        coarse = data.append(f"{name}.coarse", scales.coarse)
+        return StoredSteps(coarse, data.append(f"{name}.steps", scales.steps))
+    return data.append(name, scales)
 
 
 def _float16(values: Float32) -> np.ndarray:
@@ -270,11 +279,16 @@ class StoredWeights:
             m.bits,
             m.block_size,
             self._read(m.values)[rows],
-            self._read(m.scales)[rows],
+            self._scales(m.scales)[rows],
             zeros,
-            None if m.minima is None else self._read(m.minima)[rows],
+            None if m.minima is None else self._scales(m.minima)[rows],
             m.lowest,
         )
+
+    def _scales(self, stored: Stored | StoredSteps) -> Scales:
+        if isinstance(stored, StoredSteps):
+            return Steps(self._read(stored.coarse), self._read(stored.steps))
+        return self._read(stored)
 
     def _read(self, stored: Stored) -> np.ndarray:
         count = stored.nbytes // stored.dtype.itemsize

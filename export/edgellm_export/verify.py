@@ -42,9 +42,10 @@ from edgellm_export.sources import CheckedSources
 from edgellm_export.store import Place, StoredWeights
 from edgellm_export.weights import Float32
 
-# The checks of the graphs need no more; of these the last SINGLE are fed one at a time.
+# The checks of the graphs need no more. Of these SINGLE are fed one at a time: a large model with
+# float32 activations takes seconds for each.
 TOKENS = 40
-SINGLE = 8
+SINGLE = 2
 # Logits (T, V) after each id, by the checkpoint's names of the weights.
 Forward = Callable[[Weight, Sequence[int]], Float32]
 # Largest difference of a logit relative to the largest logit, float32 activations: sums in another
@@ -179,8 +180,8 @@ def _references(
         sources = CheckedSources(checkpoint, candidate.stored, candidate.places, show)
         floats = forward(sources, ids)  # (T, V)
         sources.finish()
-    if sources.kept == count:
-        # All are the checkpoint's own: one pass is both.
+    if sources.kept == count and not candidate.shape.rope_switch:
+        # All are the checkpoint's own, and what follows a token does not matter: one pass is both.
         return sources, floats, floats[:TOKENS]
     return sources, floats, forward(candidate.stored, ids[:TOKENS])
 
@@ -201,7 +202,7 @@ def _check_exact(
     limit = CACHE_LIMITS[dtype]
     pieces = _in_pieces(session, ids)
     cache = within(f"{dtype} KV cache", np.abs(pieces - float32).max() / scale, limit)
-    first, second = conversation.turns(candidate.folder, candidate.shape, SINGLE, notice)
+    first, second = conversation.turns(candidate.folder, candidate.shape, notice)
     again, whole = _second_turn(session, first, second)
     turns = within("a second turn's logits", np.abs(again - whole).max() / scale, limit)
     return {"logits_error_float32": logits, "cache_error": cache, "turns_error": turns}
@@ -247,16 +248,17 @@ def _all_rows(session: Session, ids: Sequence[int]) -> Float32:
 
 
 def _in_pieces(session: Session, ids: Sequence[int]) -> Float32:
-    """The same (T, V): a chunk, a wrong turn that is rolled back, a chunk, single tokens."""
+    """The same (T, V): a chunk, a wrong turn that is rolled back, single tokens, a chunk."""
     cache = session.new_cache(len(ids))
-    half, last = len(ids) // 2, len(ids) - SINGLE
+    half = len(ids) // 2
+    last = min(half + SINGLE, len(ids) - 1)
     rows = [session.forward(ids[:half], range(half), cache).copy()]
     wrong = (ids[half] + 1) % session.shape.vocab_size
     session.forward([wrong] * 3, [], cache)
     cache.keep_common(ids)
-    rows.append(session.forward(ids[half:last], range(last - half), cache).copy())
-    for token in ids[last:]:
+    for token in ids[half:last]:
         rows.append(session.forward([token], [0], cache).copy())
+    rows.append(session.forward(ids[last:], range(len(ids) - last), cache).copy())
     return np.concatenate(rows)
 
 

@@ -20,7 +20,7 @@ from edgellm_export.checkpoint.folder import (
     read_object,
     read_text,
 )
-from edgellm_export.checkpoint.mapped import AGAIN, all_finite, shown, widen_bfloat16
+from edgellm_export.checkpoint.mapped import AGAIN, all_finite, release, shown, widen_bfloat16
 from edgellm_export.checkpoint.shapes import check_shapes
 from edgellm_export.weights import Dense, Float32, Weight
 
@@ -76,6 +76,7 @@ class SafetensorsCheckpoint:
 
         def read() -> Float32:
             values = read_floats(file, tensor)
+            release(file.data, tensor.offset, tensor.size_bytes)
             all_finite(file.path, name, values)
             return values
 
