@@ -7,7 +7,7 @@ between the project file and the default once there is one to ask.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ VARIABLES = {
 # Where text goes and with which key is for the user to say: a folder that came from somewhere else
 # must not send prompts, or the user's key, to a host of its own choice.
 PERSONAL = ("remote_url", "remote_model", "remote_key")
+# A folder may ask for more care than the user did, never for less: it sets caps where there are
+# none, adds patterns that must not leave, and may block instead of answering here. `mask`, `ask`
+# and `off` let more leave than the default, so they are arguments only; so is the policy, since
+# a policy in a folder would send what is typed there to the user's own remote.
+PROJECT_PRIVACY = ("pin-local", "block")
 SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 KINDS: Mapping[str, type] = {
     "model": str,
@@ -38,6 +43,12 @@ KINDS: Mapping[str, type] = {
     "provider": str,
     "require_provider": bool,
     "threads": int,
+    "privacy": str,
+    "deny": list,
+    "budget": float,
+    "budget_month": float,
+    "budget_session": float,
+    "budget_tokens": int,
 }
 
 
@@ -56,6 +67,12 @@ class Settings:
     remote_url: str | None = None
     remote_model: str | None = None
     remote_key: str | None = field(default=None, repr=False)
+    privacy: str = "pin-local"
+    deny: Sequence[str] = ()
+    budget: float | None = None
+    budget_month: float | None = None
+    budget_session: float | None = None
+    budget_tokens: int | None = None
 
     def home_folder(self) -> Path:
         """The folder of the store and of the chat history; it may not exist yet."""
@@ -117,7 +134,19 @@ def from_project(path: Path) -> dict[str, Any]:
             raise UsageError(f"{path}: {name} is yours, not the folder's; set {VARIABLES[name]}")
         if name not in KINDS:
             raise UsageError(f"{path}: unknown setting {name!r}; known are {', '.join(KINDS)}")
-        # bool is an int in Python, but `threads = true` is a mistake.
-        if type(value) is not KINDS[name]:
-            raise UsageError(f"{path}: {name} must be {KINDS[name].__name__}, got {value!r}")
+        _check(path, name, value)
     return raw
+
+
+def _check(path: Path, name: str, value: Any) -> None:
+    kind = KINDS[name]
+    # bool is an int in Python, but `threads = true` is a mistake; `budget = 1` is none.
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise UsageError(f"{path}: {name} must be {kind.__name__}, got {value!r}")
+    if isinstance(value, list) and not all(isinstance(pattern, str) for pattern in value):
+        raise UsageError(f"{path}: {name} must be a list of texts, got {value!r}")
+    if name == "privacy" and value not in PROJECT_PRIVACY:
+        raise UsageError(
+            f"{path}: privacy may be {' or '.join(PROJECT_PRIVACY)} in a folder's file, "
+            f"got {value!r}; say --privacy {value} yourself"
+        )

@@ -63,13 +63,19 @@ def edgellm_calls() -> list[tuple[int, list[str]]]:
 
 def parse(arguments: list[str]) -> None:
     """Reads a command line as click would, without running it; click's own error if it is wrong."""
-    name, *rest = arguments
-    parent = click.Context(cli, info_name="edgellm")
-    command = cli.get_command(parent, name)
-    if command is None:
-        raise click.UsageError(f"no such command {name!r}")
-    ctx = click.Context(command, info_name=name, parent=parent)
-    values, left, _ = command.make_parser(ctx).parse_args(list(rest))
+    group: click.Group = cli
+    ctx = click.Context(cli, info_name="edgellm")
+    rest = list(arguments)
+    while True:
+        name = rest.pop(0) if rest else ""
+        command = group.get_command(ctx, name)
+        if command is None:
+            raise click.UsageError(f"no such command {name!r}")
+        ctx = click.Context(command, info_name=name, parent=ctx)
+        if not isinstance(command, click.Group):
+            break
+        group = command
+    values, left, _ = command.make_parser(ctx).parse_args(rest)
     if left:
         raise click.UsageError(f"too many arguments: {left}")
     for param in command.params:
@@ -95,7 +101,15 @@ def test_a_command_line_exists_as_written(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["fly"], ["run", "--no-such-option"], ["pull"], ["pull", "a", "b"], ["run", "-n"]],
+    [
+        ["fly"],
+        ["route"],
+        ["route", "fly"],
+        ["run", "--no-such-option"],
+        ["pull"],
+        ["pull", "a", "b"],
+        ["run", "-n"],
+    ],
 )
 def test_a_wrong_command_line_is_noticed(arguments: list[str]) -> None:
     with pytest.raises(click.ClickException):

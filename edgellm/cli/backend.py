@@ -1,4 +1,4 @@
-"""The doors from the command line to models, here and elsewhere; tests put scripted ones there."""
+"""The doors from the command line to local models; tests put scripted ones there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgellm.settings import current
 from edgellm.stream import Event, Request, Sampling
 
 if TYPE_CHECKING:
-    from edgellm.routing.seams import Confidence, Guard
+    from edgellm.routing.seams import Confidence
 
 
 class LoadedModel(Protocol):
@@ -32,13 +32,6 @@ def open_backend(reference: str, options: LoadOptions) -> AbstractContextManager
     from edgellm.runtime.local import load
 
     return load(reference, options)
-
-
-def open_guard() -> Guard:
-    """What decides what may leave this machine."""
-    from edgellm.routing.door import OpenDoor
-
-    return OpenDoor()
 
 
 def open_confidence(model: LoadedModel) -> Confidence | None:

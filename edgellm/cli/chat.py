@@ -66,8 +66,8 @@ def converse(
             system=answer.system,
         )
         chat = Chat(model, conversation, stats)
-        if model.certificate is not None:
-            chat.screen.note(model.certificate)
+        for note in model.notes:
+            chat.screen.note(note)
         if sys.stdin is None or not sys.stdin.isatty():
             from edgellm.cli.script import lines
 

@@ -88,6 +88,11 @@ def gathered(parameter: str, make: Callable[..., Any], *options: Command) -> Com
     return decorate
 
 
+def together(*groups: Command) -> Command:
+    """One decorator that applies several; the first group stands first in the help."""
+    return lambda command: functools.reduce(lambda made, group: group(made), groups[::-1], command)
+
+
 def make_load_options(
     ctx: int | None,
     ep: str | None,

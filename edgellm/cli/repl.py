@@ -13,7 +13,7 @@ from edgellm.cli import Terminated
 from edgellm.cli.answer import Playback, answering, begin, cut_short
 from edgellm.cli.conversation import Conversation
 from edgellm.cli.options import utf8
-from edgellm.cli.routed import Routed, badge
+from edgellm.cli.routed import Routed
 from edgellm.cli.terminal import Screen, statistics
 from edgellm.errors import ContextFull, EdgellmError, UsageError
 from edgellm.routing.options import Policy
@@ -75,8 +75,8 @@ class Chat:
             raise
         self._remember(messages, playback.text, attached)
         self.last = done
-        if done.route.policy != "local-only":
-            self.screen.note(badge(done.route))
+        for remark in model.remarks(done):
+            self.screen.note(remark)
         if done.finish_reason == "length":
             self.screen.note(
                 cut_short(done, request.max_tokens, "/set max_tokens", "/clear, or a larger --ctx,")

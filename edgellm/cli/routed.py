@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgellm.cli import backend
 from edgellm.cli.backend import LoadedModel
-from edgellm.cli.options import gathered, refuse
+from edgellm.cli.limits import budget_options, privacy_options, remote_options
+from edgellm.cli.options import gathered, refuse, together
 from edgellm.routing.options import POLICIES, Policy, RouterOptions
 from edgellm.runtime.options import LoadOptions
 from edgellm.settings import current
-from edgellm.stream import Event, Request, Route, Sampling
+from edgellm.stream import Done, Event, Request, Route, Sampling
 
 if TYPE_CHECKING:
-    from edgellm.routing.remote.options import RemoteOptions
+    from edgellm.routing.budget import Budget, BudgetOptions
+    from edgellm.routing.privacy import Guard, PrivacyOptions
+    from edgellm.routing.remote import RemoteBackend, RemoteOptions
     from edgellm.routing.router import Router
 
 
@@ -27,49 +33,82 @@ class RouteChoice:
     """What the user said about routing; `remote` None: there is nobody else to ask."""
 
     options: RouterOptions
-    remote: RemoteOptions | None = None
+    remote: RemoteOptions | None
+    privacy: PrivacyOptions
+    budget: BudgetOptions
+    log_text: bool = False
+
+    def __post_init__(self) -> None:
+        refuse(
+            self.options.policy != "local-only" and self.remote is None,
+            f"--route {self.options.policy} needs a remote: --remote URL --remote-model NAME",
+        )
 
 
-def make_route_choice(
+def make_options(
     route: Policy | None,
-    remote: str | None,
-    remote_model: str | None,
     threshold: float | None,
     risk: float | None,
-) -> RouteChoice:
-    """The choice by the arguments and the environment, checked before a model is loaded for it."""
+    shadow_share: float | None,
+) -> RouterOptions:
+    """The policy, checked before a model is loaded for it."""
     refuse(None not in (threshold, risk), "give either --threshold or --risk, not both")
-    said: dict[str, Any] = {"policy": route, "threshold": threshold, "risk": risk}
-    options = RouterOptions(**{name: value for name, value in said.items() if value is not None})
-    chosen = current({"remote_url": remote, "remote_model": remote_model})
-    if chosen.remote_url is None and chosen.remote_model is None:
-        refuse(
-            options.policy != "local-only",
-            f"--route {options.policy} needs a remote: --remote URL --remote-model NAME",
-        )
-        return RouteChoice(options)
-    from edgellm.routing.remote.configure import from_settings
-
-    return RouteChoice(options, from_settings(chosen))
+    said: dict[str, Any] = {
+        "policy": route,
+        "threshold": threshold,
+        "risk": risk,
+        "shadow_share": shadow_share,
+    }
+    return RouterOptions(**{name: value for name, value in said.items() if value is not None})
 
 
-route_options = gathered(
-    "route",
-    make_route_choice,
+policy_options = gathered(
+    "options",
+    make_options,
     click.option("--route", type=click.Choice(POLICIES), help="Who answers; default local-only."),
-    click.option("--remote", metavar="URL", help="A server that speaks OpenAI's chat API."),
-    click.option("--remote-model", metavar="NAME", help="The model to ask there."),
     click.option("--threshold", type=float, metavar="P", help="Answers as sure as P stay."),
     click.option("--risk", type=float, metavar="R", help="At most R of those wrong, certified."),
+    click.option("--shadow-share", type=float, metavar="S", help="Of shadow, compared. [0.05]"),
+)
+route_options = together(
+    policy_options,
+    remote_options,
+    privacy_options,
+    budget_options,
+    gathered(
+        "route",
+        RouteChoice,
+        click.option("--log-text", is_flag=True, help="Log texts too, not only their hashes."),
+    ),
 )
 
 
-class Routed:
-    """A loaded model and its router: it answers by the router's policy."""
+@dataclass(frozen=True, slots=True)
+class Abroad:
+    """What stands between a model and its remote."""
 
-    def __init__(self, model: LoadedModel, router: Router) -> None:
+    guard: Guard
+    remote: RemoteBackend
+    budget: Budget
+
+
+class Routed:
+    """A loaded model and its router: it answers by the router's policy.
+
+    `notes` are lines that the user should see first. `abroad` None: there is no remote.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        router: Router,
+        abroad: Abroad | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.notes = notes
+        self.abroad = abroad
+        self.router = router
         self._model = model
-        self._router = router
 
     @property
     def name(self) -> str:
@@ -81,23 +120,30 @@ class Routed:
 
     @property
     def policy(self) -> Policy:
-        return self._router.options.policy
+        return self.router.options.policy
 
     @property
     def remotes(self) -> tuple[str, ...]:
-        return self._router.remotes
-
-    @property
-    def certificate(self) -> str | None:
-        return self._router.certificate
+        return self.router.remotes
 
     def under(self, policy: Policy) -> Routed:
         """The same under another policy; UsageError when it needs a remote and there is none."""
-        return Routed(self._model, self._router.with_policy(policy))
+        other = copy(self)
+        other.router = self.router.with_policy(policy)
+        return other
 
     def stream(self, request: Request) -> Iterator[Event]:
         """The answer as events; see Router.stream."""
-        yield from self._router.stream(request)
+        yield from self.router.stream(request)
+
+    def remarks(self, done: Done) -> Iterator[str]:
+        """What is said after an answer: who gave it and why, and whether money runs out."""
+        if done.route.policy == "local-only":
+            return
+        yield badge(done.route)
+        notice = self.abroad.budget.notice() if self.abroad is not None else None
+        if done.route.source == "remote" and notice is not None:
+            yield notice
 
 
 @contextmanager
@@ -106,12 +152,43 @@ def open_routed(reference: str, load: LoadOptions, choice: RouteChoice) -> Itera
     from edgellm.routing.router import Router
 
     with backend.open_backend(reference, load) as model:
-        remotes = () if choice.remote is None else (choice.remote,)
-        guard = backend.open_guard() if remotes else None
-        confidence = backend.open_confidence(model) if remotes else None
-        options = replace(choice.options, offline=load.offline)
-        with Router(model, remotes, options, confidence, guard) as router:
-            yield Routed(model, router)
+        if choice.remote is None:
+            yield Routed(model, Router(model))
+            return
+        yield from _open_abroad(model, choice.remote, choice, load.offline)
+
+
+def _open_abroad(
+    model: LoadedModel, remote: RemoteOptions, choice: RouteChoice, offline: bool
+) -> Iterator[Routed]:
+    from edgellm.routing.budget import Budget
+    from edgellm.routing.database import Database
+    from edgellm.routing.ledger import Ledger
+    from edgellm.routing.privacy import Guard
+    from edgellm.routing.remote import RemoteBackend
+    from edgellm.routing.router import Router
+
+    database, session = Database(database_path()), uuid.uuid4().hex
+    abroad = Abroad(
+        Guard(choice.privacy), RemoteBackend(remote), Budget(database, choice.budget, session)
+    )
+    router = Router(
+        model,
+        (abroad.remote,),
+        replace(choice.options, offline=offline),
+        backend.open_confidence(model),
+        abroad.guard,
+        abroad.budget,
+        Ledger(database, session, choice.log_text),
+    )
+    with router:
+        notes = () if router.certificate is None else (router.certificate,)
+        yield Routed(model, router, abroad, notes)
+
+
+def database_path() -> Path:
+    """Where budget and decisions are kept."""
+    return current().home_folder() / "router" / "router.db"
 
 
 def badge(route: Route) -> str:

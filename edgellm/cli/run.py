@@ -20,7 +20,7 @@ from edgellm.cli.options import (
     sampling_options,
     utf8,
 )
-from edgellm.cli.routed import RouteChoice, Routed, badge, open_routed, route_options
+from edgellm.cli.routed import RouteChoice, Routed, open_routed, route_options
 from edgellm.cli.terminal import Screen, logprob_table, statistics
 from edgellm.errors import UsageError
 from edgellm.runtime.options import LoadOptions
@@ -108,8 +108,8 @@ def command(
 
 def _answer(opened: Routed, request: Request, output: Output) -> None:
     screen = Screen()
-    if opened.certificate is not None:
-        screen.note(opened.certificate)
+    for note in opened.notes:
+        screen.note(note)
     with answering(opened, request) as events:
         start = begin(events, screen)
         if output.json_:
@@ -124,8 +124,8 @@ def _answer(opened: Routed, request: Request, output: Output) -> None:
         screen.note(logprob_table(playback.tokens))
     if done.finish_reason == "length":
         screen.note(cut_short(done, request.max_tokens))
-    if done.route.policy != "local-only":
-        screen.note(badge(done.route))
+    for remark in opened.remarks(done):
+        screen.note(remark)
     if output.stats:
         screen.note(statistics(done))
 

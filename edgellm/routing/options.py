@@ -23,6 +23,9 @@ Policy = Literal[
 ]
 POLICIES: tuple[str, ...] = get_args(Policy)
 Handoff = Literal["prefill", "replace", "append"]
+# What becomes of a request that holds something private; see edgellm/routing/privacy/options.py.
+PrivacyMode = Literal["pin-local", "mask", "ask", "block", "off"]
+PRIVACY_MODES: tuple[str, ...] = get_args(PrivacyMode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class RouterOptions:
     sticky_turns     after an escalated turn so many turns of that conversation start remotely
     hedge_*          the other side starts when the first token is later than this quantile of the
                      ones before; `hedge_delay_ms` until there are eight
-    shadow_share     this share of the requests also asks the remote, chosen with `seed`
+    shadow_share     this share of the requests also asks the remote, drawn with `seed`; None: by
+                     the system's chance, so that short programs do not all draw the same
     """
 
     policy: Policy = "local-only"
@@ -59,7 +63,7 @@ class RouterOptions:
     hedge_quantile: float = 0.9
     hedge_delay_ms: float = 500.0
     shadow_share: float = 0.05
-    seed: int = 0
+    seed: int | None = None
     offline: bool = False
     worth: Worth = field(default_factory=Worth)
 

@@ -140,12 +140,18 @@ def test_a_wrong_choice_is_refused_before_a_model_is_loaded(
         assert words in result.err
 
 
-def test_a_shadow_that_nobody_would_look_at_is_refused(
+def test_a_shadow_is_asked_after_the_answer_and_logged(
     edgellm: Run, server: Served, remote: tuple[str, ...]
 ) -> None:
-    result = edgellm("run", "m", "hello", "--route", "shadow", *remote)
-    assert (result.code, len(result.err.splitlines())) == (2, 1)
-    assert server.state()["received_bytes"] == 0
+    shadow = ("--route", "shadow", "--shadow-share", "1", *remote)
+    result = edgellm("run", "m", "hello", *shadow)
+    assert (result.code, result.out) == (0, "answer 1 to <hello>\n")
+    assert server.state()["requests"] == 1
+    (row,) = json.loads(edgellm("route", "log", "--json").out)
+    assert (row["source"], row["propensity"], row["shadow_agrees"]) == ("local", 1.0, False)
+    result = edgellm("run", "m", "hello", "--route", "shadow", "--shadow-share", "0", *remote)
+    assert result.code == 0
+    assert server.state()["requests"] == 1
 
 
 def test_chat_shows_a_badge_and_changes_its_policy(edgellm: Run, remote: tuple[str, ...]) -> None:

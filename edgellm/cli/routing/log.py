@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli.options import refuse
-from edgellm.settings import current
+from edgellm.cli.routed import database_path
 
 if TYPE_CHECKING:
     from edgellm.routing.ledger import Decision, Ledger
@@ -40,7 +40,7 @@ def open_ledger() -> Ledger:
     from edgellm.routing.database import Database
     from edgellm.routing.ledger import Ledger
 
-    return Ledger(Database(current().home_folder() / "router" / "router.db"), "cli")
+    return Ledger(Database(database_path()), "cli")
 
 
 def line(decision: Decision) -> str:

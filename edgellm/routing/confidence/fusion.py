@@ -12,7 +12,7 @@ tasks never graded it misleads, and the tokens alone are better.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ Float64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 # Standardised hidden states are many and the graded answers few: a heavy penalty.
-PROBE_RIDGE = 300.0
+PROBE_RIDGE = 100.0
 FOLDS = 5
 # A prompt is near when it is as close to a graded one as this share of those are to each other.
 NEAR_SHARE = 0.95
@@ -75,6 +75,13 @@ class Near:
     centre: Float64
     spread: Float64
     most: float
+    _known: Float64 = field(init=False, repr=False, compare=False)
+    _squares: Float64 = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Asked for after every answer, so what does not change is computed once.
+        object.__setattr__(self, "_known", self.landmarks.astype(np.float64))
+        object.__setattr__(self, "_squares", (self._known**2).sum(axis=1))
 
     def __call__(self, prompts: Float64) -> Bools:
         """(N,) of prompt states (N, D)."""
@@ -83,8 +90,8 @@ class Near:
 
     def distance(self, prompts: Float64) -> Float64:
         """(N,), by |a - b|² = |a|² - 2ab + |b|²."""
-        asked, known = (prompts - self.centre) / self.spread, self.landmarks.astype(np.float64)
-        squares = (known**2).sum(axis=1) - 2 * asked @ known.T
+        asked = (prompts - self.centre) / self.spread
+        squares = self._squares - 2 * asked @ self._known.T
         least: Float64 = (asked**2).sum(axis=1) + squares.min(axis=1)
         distance: Float64 = np.sqrt(np.maximum(least, 0) / prompts.shape[1])
         return distance
@@ -135,7 +142,7 @@ def fit(material: Material, with_probe: bool) -> Fusion:
 
 
 def fit_tokens(features: Float64, correct: Bools) -> Tokens:
-    return Tokens(logistic.fit(features, correct, ridge=10.0), boosted.fit(features, correct))
+    return Tokens(logistic.fit(features, correct, ridge=30.0), boosted.fit(features, correct))
 
 
 Score = Callable[[Material], Float64]

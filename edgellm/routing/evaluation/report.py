@@ -179,6 +179,11 @@ def lines(report: Report) -> Iterator[str]:
         first = " / ".join(f"{c[0]:.1%}" for c in (remote.ours, remote.oracle, remote.random))
         rest = ", ".join(f"{c:.1%}" for c in remote.ours[1:])
         yield f"| {remote.accuracy:.0%} | {first} | {rest} |"
+    yield from _promises(report)
+
+
+def _promises(report: Report) -> Iterator[str]:
+    """What was fixed or certified beforehand, and what became of it."""
     o = report.operating
     yield ""
     yield (

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from edgellm.errors import UsageError
+from edgellm.routing.options import PRIVACY_MODES, PrivacyMode
 from edgellm.routing.privacy.detectors import KINDS
-
-Mode = Literal["pin-local", "mask", "ask", "block", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +25,14 @@ class PrivacyOptions:
     that the user set.
     """
 
-    mode: Mode = "pin-local"
+    mode: PrivacyMode = "pin-local"
     kinds: frozenset[str] = frozenset(KINDS)
     deny: tuple[str, ...] = ()
     hosts: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            known = ", ".join(get_args(Mode))
+        if self.mode not in PRIVACY_MODES:
+            known = ", ".join(PRIVACY_MODES)
             raise UsageError(f"unknown privacy mode {self.mode!r}; known are {known}")
         unknown = sorted(self.kinds - set(KINDS))
         if unknown:

@@ -12,8 +12,8 @@ from misbehave import ANSWER, FAULTS
 from router_fakes import QUESTION, FakeBudget, FakeLedger, local
 
 from edgellm.errors import EdgellmError
-from edgellm.routing.door import OpenDoor
 from edgellm.routing.options import Policy, RouterOptions
+from edgellm.routing.privacy import Guard, PrivacyOptions
 from edgellm.routing.remote import Limits, RemoteOptions, Retry
 from edgellm.routing.router import Router
 from edgellm.routing.seams import Continuing
@@ -39,7 +39,7 @@ def router(
     here: Continuing, url: str, policy: Policy | RouterOptions, budget: FakeBudget | None = None
 ) -> Router:
     ledger = FakeLedger()
-    return Router(here, [options(url)], policy, None, OpenDoor(), budget, ledger)
+    return Router(here, [options(url)], policy, None, Guard(PrivacyOptions("off")), budget, ledger)
 
 
 def play(events: Iterator[Event]) -> tuple[str, Done]:
@@ -100,7 +100,7 @@ def test_an_open_breaker_is_known_before_anything_is_sent(server: Served) -> Non
 def test_the_loser_of_a_hedge_loses_its_socket_while_it_is_silent(server: Served) -> None:
     long = RemoteOptions(server.url("silent"), "big", limits=Limits(first_token_s=60))
     chosen = RouterOptions("hedge", hedge_delay_ms=0)
-    routed = Router(local(pause_s=0.3), [long], chosen, None, OpenDoor())
+    routed = Router(local(pause_s=0.3), [long], chosen, None, Guard(PrivacyOptions("off")))
     before = server.state().get("silent", {}).get("requests", 0)
     text, done = play(routed.stream(QUESTION))
     assert (text, done.route.reason) == (
