@@ -1,12 +1,12 @@
 """Mixed precision under a budget: which matrix deserves which bits and blocks.
 
 For each matrix a few schemes are tried on some of its rows as they will be rounded, which gives the
-error of the matrix's outputs on the calibration text. What such an error costs the model is measured (sensitivity): the
-KL of its logits when this matrix alone is rounded. KL grows with the square of a small error, so
-the one measurement gives the KL of every scheme, and the KLs of different matrices are added
-(Malinovskii et al., arXiv:2411.17525, find perplexity to be about linear in squared errors). Then
-bytes are spent where one byte removes most KL: along each matrix's lower convex hull in falling
-order of slope, which is the Lagrangian optimum up to one step.
+error of the matrix's outputs on the calibration text. What such an error costs the model is
+measured (sensitivity): the KL of its logits when this matrix alone is rounded. KL grows with the
+square of a small error, so the one measurement gives the KL of every scheme, and the KLs of
+different matrices are added (Malinovskii et al., arXiv:2411.17525, find perplexity to be about
+linear in squared errors). Then bytes are spent where one byte removes most KL: along each matrix's
+lower convex hull in falling order of slope, which is the Lagrangian optimum up to one step.
 """
 
 from __future__ import annotations
