@@ -26,7 +26,7 @@ from edgellm_export.recipe import Integer, Keep, Treatment
 from edgellm_export.weights import Float32
 
 # Rows that stand for all of a matrix: their mean loss is within a few per cent of it.
-SAMPLE_ROWS = 256
+SAMPLE_ROWS = 128
 CANDIDATES = (
     Integer(4, 128, True, method="gptq"),
     Integer(4, 64, True, method="gptq"),
@@ -68,7 +68,7 @@ def choices(
     inputs = None if hessian is None else gptq.prepare(hessian, gptq.Effort())
     found = []
     for scheme in schemes:
-        if inputs is None or scheme.method == "rtn":
+        if inputs is None or scheme.method == "rtn" or scheme.bits == 8:  # then small either way
             grid = search(sample, np.diag(h), scheme)
             codes = rounded(sample, grid)
         else:
