@@ -1,12 +1,12 @@
 """Mixed precision under a budget: which matrix deserves which bits and blocks.
 
-For each matrix a few schemes are tried on some of its rows, which gives the error of the matrix's
-outputs on the calibration text. What such an error costs the model is measured (sensitivity): the
-KL of its logits when this matrix alone is rounded. KL grows with the square of a small error, so
-the one measurement gives the KL of every scheme, and the KLs of different matrices are added
-(Malinovskii et al., arXiv:2411.17525, find perplexity to be about linear in squared errors). Then
-bytes are spent where one byte removes most KL: along each matrix's lower convex hull in falling
-order of slope, which is the Lagrangian optimum up to one step.
+For each matrix a few schemes are tried on some of its rows as they will be rounded, which gives the
+error of the matrix's outputs on the calibration text. What such an error costs the model is
+measured (sensitivity): the KL of its logits when this matrix alone is rounded. KL grows with the
+square of a small error, so the one measurement gives the KL of every scheme, and the KLs of
+different matrices are added (Malinovskii et al., arXiv:2411.17525, find perplexity to be about
+linear in squared errors). Then bytes are spent where one byte removes most KL: along each matrix's
+lower convex hull in falling order of slope, which is the Lagrangian optimum up to one step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgellm_export.recipe import Integer, Keep, Treatment
 from edgellm_export.weights import Float32
 
 # Rows that stand for all of a matrix: their mean loss is within a few per cent of it.
-SAMPLE_ROWS = 256
+SAMPLE_ROWS = 128
 CANDIDATES = (
     Integer(4, 128, True, method="gptq"),
     Integer(4, 64, True, method="gptq"),
@@ -65,10 +65,15 @@ def choices(
     h = np.eye(weight.shape[1], dtype=np.float32) if hessian is None else hessian
     power = max(gptq.loss(sample, np.zeros_like(sample), h), 1e-30)
     trial = max(gptq.loss(sample, sample + trial_error(sample), h), 1e-30)
+    inputs = None if hessian is None else gptq.prepare(hessian, gptq.Effort())
     found = []
     for scheme in schemes:
-        grid = search(sample, np.diag(h), scheme)
-        error = gptq.loss(sample, grid.dequantize(rounded(sample, grid)), h)
+        if inputs is None or scheme.method == "rtn" or scheme.bits == 8:  # then small either way
+            grid = search(sample, np.diag(h), scheme)
+            codes = rounded(sample, grid)
+        else:
+            grid, codes = gptq.solve(sample, scheme, inputs)
+        error = gptq.loss(sample, grid.dequantize(codes), h)
         if scheme == RECOVERED and error > RECOVERED_LIMIT * power:
             continue
         kl = trial_kl * error / trial
