@@ -132,12 +132,14 @@ class WeightStore:
     ) -> Matrix:
         treatment = self.recipe.matrices.get(name, treatment)
         weights = [self.checkpoint.weight(f"{part}.weight") for part in parts]
-        treatments = {self.instead.get(f"{part}.weight", treatment) for part in parts}
+        apart = {part: f"{name}.{part.rpartition('.')[2]}" for part in parts}
+        # A plan for what lies apart in the checkpoint names the parts.
+        treatments = {
+            self.instead.get(f"{part}.weight", self.recipe.matrices.get(one, treatment))
+            for part, one in apart.items()
+        }
         if len(treatments) > 1 or (treatments == {Keep()} and not _joinable(weights)):
-            names = [f"{name}.{part.rpartition('.')[2]}" for part in parts]
-            return joined(
-                [self._matrix(n, (p,), treatment, bias) for n, p in zip(names, parts, strict=True)]
-            )
+            return joined([self._matrix(one, (p,), treatment, bias) for p, one in apart.items()])
         treatment = treatments.pop()
         known = self.statistics(name) if self.statistics else None
         try:

@@ -110,9 +110,14 @@ def calibrate(
             chosen = _plan(model, stored, statistics, kl, wanted, notice)
     clock = Clock(len(model.matrices), notice, "quantizing")
 
+    # What lies apart in the checkpoint may be stored as one, or the other way round; such parts all
+    # multiply the same.
+    parts = {name.rpartition(".")[0]: name for name in model.matrices}
+
     def found(matrix: str) -> Float32 | None:
         clock.tick()
-        return statistics(matrix)
+        near = (matrix, parts.get(matrix), matrix.rpartition(".")[0])
+        return statistics(next((one for one in near if one in model.matrices), matrix))
 
     return Calibrated(found, wanted.to_json(ids), chosen, ids)
 
