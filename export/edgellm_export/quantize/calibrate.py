@@ -116,7 +116,7 @@ def calibrate(
 
     def found(matrix: str) -> Float32 | None:
         clock.tick()
-        near = (matrix, parts.get(matrix), matrix.rpartition(".")[0])
+        near = (matrix, parts.get(matrix, ""), matrix.rpartition(".")[0])
         return statistics(next((one for one in near if one in model.matrices), matrix))
 
     return Calibrated(found, wanted.to_json(ids), chosen, ids)
