@@ -23,13 +23,13 @@ sys.path += [
 ]
 
 import checkout
+from edgellm.routing.door import OpenDoor
 from launch import serve_scripted, write_answers
 from target_rows import Job, Row, most
 
 from edgellm.errors import BudgetExhausted, EdgellmError
 from edgellm.routing.budget import Budget, BudgetOptions
 from edgellm.routing.database import Database
-from edgellm.routing.door import OpenDoor
 from edgellm.routing.remote.options import Price, RemoteOptions
 from edgellm.routing.router import Router
 from edgellm.stream import Event, Message, Request, Sampling, Usage, complete

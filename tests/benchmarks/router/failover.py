@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import faults
+from edgellm.routing.door import OpenDoor
 from launch import Served, serve_faults
 from misbehave import FAULTS
 from router_fakes import QUESTION, FakeLedger, Voice
@@ -20,7 +21,6 @@ from target_rows import Bound, Job, Row, least, most
 
 from edgellm.errors import EdgellmError
 from edgellm.routing.attempts import closable
-from edgellm.routing.door import OpenDoor
 from edgellm.routing.remote import Breaker, Limits, RemoteBackend, RemoteOptions, Retry
 from edgellm.routing.router import Router
 from edgellm.stream import Delta, Done
