@@ -20,10 +20,10 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "routing" / "servers"))
 
+from edgellm.routing.door import OpenDoor
 from launch import serve_scripted, write_answers
 
 from edgellm.routing.attempts import closable
-from edgellm.routing.door import OpenDoor
 from edgellm.routing.options import Policy, RouterOptions
 from edgellm.routing.remote import RemoteOptions
 from edgellm.routing.router import Router

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import recording
+from edgellm.routing.door import OpenDoor
 from items import Item
 from target_rows import Job, Row, missing, most
 
 from edgellm.routing.attempts import closable
 from edgellm.routing.confidence.calibrate import make_pack
 from edgellm.routing.confidence.pack import Pack
-from edgellm.routing.door import OpenDoor
 from edgellm.routing.evaluation.records import Graded, read
 from edgellm.routing.options import Policy, RouterOptions
 from edgellm.routing.privacy import Guard

@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import recording
+from edgellm.routing.door import OpenDoor
 from items import Item
 from overhead import request
 from target_rows import Job, Row
 
 from edgellm.errors import EdgellmError
 from edgellm.routing.confidence.calibrate import make_pack
-from edgellm.routing.door import OpenDoor
 from edgellm.routing.evaluation.records import read
 from edgellm.routing.graders import grade
 from edgellm.routing.options import RouterOptions
