@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
-from edgellm.errors import NotFound
 from edgellm.runtime.options import LoadOptions
-from edgellm.settings import current
 from edgellm.stream import Event, Request, Sampling
 
 if TYPE_CHECKING:
@@ -36,12 +34,7 @@ def open_backend(reference: str, options: LoadOptions) -> AbstractContextManager
 
 def open_confidence(model: LoadedModel) -> Confidence | None:
     """The confidence pack of a model, the user's own first; None when there is none."""
-    from edgellm.routing.confidence import library
+    from edgellm.routing.confidence.library import confidence_pack
     from edgellm.runtime.local import LocalBackend
 
-    if not isinstance(model, LocalBackend):
-        return None
-    try:
-        return library.find(model.bundle.manifest, current().home_folder())
-    except NotFound:
-        return None
+    return confidence_pack(model) if isinstance(model, LocalBackend) else None

@@ -50,6 +50,7 @@ def make_options(
     threshold: float | None,
     risk: float | None,
     shadow_share: float | None,
+    passages: int | None,
 ) -> RouterOptions:
     """The policy, checked before a model is loaded for it."""
     refuse(None not in (threshold, risk), "give either --threshold or --risk, not both")
@@ -58,6 +59,7 @@ def make_options(
         "threshold": threshold,
         "risk": risk,
         "shadow_share": shadow_share,
+        "passage_tokens": passages,
     }
     return RouterOptions(**{name: value for name, value in said.items() if value is not None})
 
@@ -69,6 +71,7 @@ policy_options = gathered(
     click.option("--threshold", type=float, metavar="P", help="Answers as sure as P stay."),
     click.option("--risk", type=float, metavar="R", help="At most R of those wrong, certified."),
     click.option("--shadow-share", type=float, metavar="S", help="Of shadow, compared. [0.05]"),
+    click.option("--passages", type=int, metavar="N", help="Of long texts send N tokens."),
 )
 route_options = together(
     policy_options,

@@ -5,32 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 
 from edgellm.errors import EdgellmError
 from edgellm.routing.errors import BrokenOff, RemoteFailed
-from edgellm.routing.seams import Attempt, Card, Reservation
+from edgellm.routing.seams import Attempt, Card, RemoteEvents, Reservation
+from edgellm.routing.tokens import MOST_BYTES_PER_TOKEN, prompt_estimate
 from edgellm.stream import Delta, Done, Event, Request, Usage
-
-# A token of English is about four bytes in the vocabularies of 2023 to 2026.
-BYTES_PER_TOKEN = 4
-# What a chat template puts around a message, rounded up.
-TEMPLATE_TOKENS = 8
-
-
-def prompt_estimate(request: Request, prefix: str = "") -> int:
-    """About how many tokens a prompt has; rather too few, for asking whether it can fit."""
-    return max(1, (_prompt_bytes(request) + len(prefix)) // BYTES_PER_TOKEN)
-
-
-def most_prompt_tokens(request: Request, prefix: str = "") -> int:
-    """An upper bound for a byte-level vocabulary, where every token has a byte or more."""
-    around = TEMPLATE_TOKENS * (len(request.messages) + 1)
-    return _prompt_bytes(request) + len(prefix.encode(errors="replace")) + around
-
-
-def _prompt_bytes(request: Request) -> int:
-    texts = [message.content for message in request.messages] or [request.prompt or ""]
-    return sum(len(text.encode(errors="replace")) for text in texts)
 
 
 def closable(events: Iterator[Event]) -> Generator[Event, None, None]:
@@ -39,12 +20,16 @@ def closable(events: Iterator[Event]) -> Generator[Event, None, None]:
 
 
 class Meter:
-    """Follows one attempt and settles its reservation at the first moment its usage is known."""
+    """Follows one attempt and settles its reservation at the first moment its usage is known.
+
+    `remote` are the events of a remote, whose failed requests may be billed beside its answer.
+    """
 
     def __init__(
         self, attempt: Attempt, card: Card | None, reservation: Reservation | None, request: Request
     ) -> None:
         self.attempt = attempt
+        self.remote: RemoteEvents | None = None
         self._card = card
         self._reservation = reservation
         self._request = request
@@ -69,7 +54,7 @@ class Meter:
             if attempt.outcome == "running":
                 attempt.outcome = "abandoned"
             # The consumer went away: the remote may have worked, so what was seen is counted.
-            self._settle(self._estimate())
+            self._settle(self._estimate(), self._failed_requests() - 1)
             attempt.total_ms = self._elapsed_ms()
 
     def _see(self, event: Event) -> None:
@@ -84,16 +69,17 @@ class Meter:
                 if self._card is None:
                     # A Router in the place of the local model may have paid somebody.
                     self.attempt.cost_usd = event.route.cost_usd
-                self._settle(event.usage)
+                self._settle(event.usage, self._failed_requests())
 
     def _settle_failure(self, error: EdgellmError) -> None:
         if isinstance(error, BrokenOff):
-            self._settle(error.usage if error.usage.completion_tokens else self._estimate())
+            seen = error.usage if error.usage.completion_tokens else self._estimate()
+            # The broken request is one of those that failed.
+            self._settle(seen, error.maybe_billed - 1)
         elif isinstance(error, RemoteFailed) and error.usage is not None:
-            self._settle(error.usage)
+            self._settle(error.usage, error.maybe_billed)
         elif isinstance(error, RemoteFailed) and error.maybe_billed:
-            asked = prompt_estimate(self._request) * error.maybe_billed
-            self._settle(Usage(asked, 0))
+            self._settle(Usage(0, 0), error.maybe_billed)
         elif self._tokens:
             self._settle(self._estimate())
         elif self._open:
@@ -101,18 +87,25 @@ class Meter:
             if self._reservation is not None:
                 self._reservation.refund()
 
-    def _settle(self, usage: Usage) -> None:
+    def _settle(self, usage: Usage, failed_requests: int = 0) -> None:
+        """Books `usage`, and the prompts of requests that failed before it."""
         if not self._open or self._card is None:
             return
         self._open = False
+        if failed_requests > 0:
+            prompts = usage.prompt_tokens + failed_requests * prompt_estimate(self._request)
+            usage = replace(usage, prompt_tokens=prompts)
         self.attempt.usage = usage
         if self._reservation is not None:
             self.attempt.cost_usd = self._reservation.settle(usage)
         elif self._card.price is not None:
             self.attempt.cost_usd = self._card.price.cost_usd(usage)
 
+    def _failed_requests(self) -> int:
+        return self.remote.maybe_billed if self.remote is not None else 0
+
     def _estimate(self) -> Usage:
-        tokens = max(self._tokens, self._bytes // BYTES_PER_TOKEN)
+        tokens = max(self._tokens, self._bytes // MOST_BYTES_PER_TOKEN)
         return Usage(prompt_estimate(self._request), tokens)
 
     def _elapsed_ms(self) -> float:

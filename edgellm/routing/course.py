@@ -10,15 +10,16 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
-from itertools import chain
 from typing import Literal
 
 from edgellm.errors import EdgellmError, UsageError
-from edgellm.routing.handoff import Ended, Relay
+from edgellm.routing.asked import Asked
+from edgellm.routing.handoff import Ended, Relay, until_stop
 from edgellm.routing.hedge import Race, Source
 from edgellm.routing.options import RouterOptions
 from edgellm.routing.policies import Decision, Side
 from edgellm.routing.seams import Record
+from edgellm.routing.signals import telling
 from edgellm.routing.sources import Events, Parts, Sources, first_word, nobody
 from edgellm.routing.watch import Watch
 from edgellm.stream import Done, Event, Request, Route, Usage
@@ -37,18 +38,17 @@ class Course:
         parts: Parts,
         options: RouterOptions,
         decision: Decision,
-        request: Request,
-        prefix: str,
+        asked: Asked,
         delay_s: float,
         p_before: float | None,
     ) -> None:
-        self.relay = Relay(options, request.logprobs is not None)
+        self.relay = Relay(options, asked.request.logprobs is not None)
         self.route: Route | None = None
-        self.watch = self._make_watch(parts, decision, request)
-        self.sources = Sources(parts, decision, request, prefix)
+        self.watch = self._make_watch(parts, decision, asked.request)
+        self.sources = Sources(parts, decision, asked)
         self._options = options
         self._decision = decision
-        self._request = request
+        self._asked = asked
         self._delay_s = delay_s
         self._started_s = time.perf_counter()
         self._reason = decision.reason
@@ -76,7 +76,8 @@ class Course:
         """`blank` with what came of the request; a request that was never answered has a reason."""
         return replace(
             blank,
-            reason=self.route.reason if self.route else "; ".join([blank.reason, *self._notes]),
+            reason=self.route.reason if self.route else self._told(blank.reason),
+            signals=telling(self.watch.seen) if self.watch and self.watch.seen else {},
             p_after=self.watch.p_correct if self.watch else None,
             text=self.relay.visible,
             route=self.route,
@@ -141,6 +142,7 @@ class Course:
         `before` is closed then. onward: a remote that can do so goes on from what was shown.
         """
         error: EdgellmError | None = None
+        stop = self._asked.request.stop
         for remote in self.sources.remotes:
             card, relay = remote.options, self.relay
             can_continue = "prefill" in card.capabilities and self._options.handoff == "prefill"
@@ -158,9 +160,11 @@ class Course:
                 if goes_on:
                     self._tokens_before = tokens
                     yield from relay.flush()
+                    following = until_stop(_chained(opening, events), said, stop)
                 else:
                     yield from relay.void(self._reason)
-                yield from self._play_remote(chain(opening, events), card.model)
+                    following = _chained(opening, events)
+                yield from self._play_remote(following, card.model)
                 return None
         return error or nobody()
 
@@ -183,7 +187,8 @@ class Course:
         text, tokens = self.relay.text, self._tokens_before
         try:
             with closing(self.sources.local(said=text, tokens=tokens)) as local:
-                ended = yield from self.relay.play(local)
+                following = until_stop(local, text, self._asked.request.stop)
+                ended = yield from self.relay.play(following)
         except EdgellmError:
             # Why the answer is incomplete, rather than why it could not be completed.
             raise error from None
@@ -227,27 +232,41 @@ class Course:
             first_ms = (relay.first_shown_s - self._started_s) * 1e3
             timings = replace(timings, first_token_ms=first_ms)
         self.route = self._story(done, side)
-        hidden = done.hidden if self._request.observe else None
+        hidden = done.hidden if self._asked.request.observe else None
         yield replace(done, usage=usage, timings=timings, route=self.route, hidden=hidden)
 
+    def _told(self, reason: str) -> str:
+        """The reason with what came of it; one that is the policy alone is its heading."""
+        notes = "; ".join(self._notes)
+        return f"{reason}{';' if ':' in reason else ':'} {notes}" if notes else reason
+
     def _story(self, done: Done, side: Side) -> Route:
-        inner, watch = done.route, self.watch
+        inner, watch, left_out = done.route, self.watch, self._asked.note
         reason, p_correct = self._reason, None
         if side == "local":
             p_correct = self._p_before if self._p_before is not None else inner.p_correct
             if watch is not None:
                 p_correct = watch.p_correct if watch.p_correct is not None else p_correct
-                reason = reason if self._notes else watch.reason(self._options.policy)
+                told = self._notes or self._decision.audit
+                reason = reason if told else watch.reason(self._options.policy)
                 if watch.unsure and self._options.policy == "ask":
                     self._notes.append(f"{self.sources.remotes[0].options.model} can be asked")
         # A Router in the place of the local model may have asked somebody else.
         source: Literal["local", "remote"] = side if side == "remote" else inner.source
         if side == "local" and inner.source == "remote":
             self._notes.append(inner.reason)
+        if side == "remote" and left_out is not None:
+            self._notes.append(left_out)
         return Route(
             source=source,
             policy=self._options.policy,
-            reason="; ".join([reason, *self._notes]),
+            reason=self._told(reason),
             p_correct=p_correct,
             cost_usd=sum(attempt.cost_usd for attempt in self.sources.attempts),
         )
+
+
+def _chained(opening: list[Event], events: Events) -> Events:
+    """What was taken from the events, and the rest of them."""
+    yield from opening
+    yield from events

@@ -8,13 +8,13 @@ told that the text is void (`Replace`), or, for readers that do not know Replace
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from edgellm.errors import EdgellmError
 from edgellm.routing.options import RouterOptions
 from edgellm.routing.watch import Watch
-from edgellm.stream import Delta, Done, Event, Replace, Start
+from edgellm.stream import Delta, Done, Event, Replace, Start, Timings, Usage
 
 MARK = "\n\n[the answer starts again from another model]\n\n"
 
@@ -133,3 +133,44 @@ class Relay:
             return
         self._visible, self._answer_from, self.shown = "", 0, False
         yield Replace(reason)
+
+
+def until_stop(
+    events: Generator[Event, None, None], said: str, stop: Sequence[str]
+) -> Generator[Event, None, None]:
+    """The events of a source that goes on from `said`, ended before a stop text across the seam.
+
+    The new source knows nothing of the old one's last characters, so only texts that begin there
+    are looked for; what of them was shown already stays.
+    """
+    longest = max((len(text) for text in stop), default=0) - 1
+    tail = said[-longest:] if longest > 0 else ""
+    waiting: list[Delta] = []
+    tokens = 0
+    for event in events:
+        if not tail or not isinstance(event, Delta):
+            yield from waiting
+            waiting.clear()
+            yield event
+            continue
+        tokens += 1
+        waiting.append(event)
+        new = "".join(delta.text for delta in waiting)
+        if any(_crosses(tail, new, text) for text in stop):
+            events.close()
+            yield Done("stop", Usage(0, tokens), Timings(0.0, 0.0, 0.0, 0.0))
+            return
+        if not any(_may_cross(tail, new, text) for text in stop):
+            tail = ""
+            yield from waiting
+            waiting.clear()
+
+
+def _crosses(tail: str, new: str, stop: str) -> bool:
+    """Whether `stop` begins in `tail` and ends in `new`."""
+    return any(tail.endswith(stop[:n]) and new.startswith(stop[n:]) for n in range(1, len(stop)))
+
+
+def _may_cross(tail: str, new: str, stop: str) -> bool:
+    """Whether it may yet, once more has come."""
+    return any(tail.endswith(stop[:n]) and stop[n:].startswith(new) for n in range(1, len(stop)))

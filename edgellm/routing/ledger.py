@@ -78,7 +78,8 @@ class Ledger:
             sum(attempt.cost_usd for attempt in record.attempts),
             self.hash(prompt), self.hash(record.text),
             prompt if self._log_text else None, record.text if self._log_text else None,
-            agrees, json.dumps([asdict(attempt) for attempt in record.attempts]), None, None,
+            agrees, json.dumps([asdict(attempt) for attempt in record.attempts]),
+            json.dumps(dict(record.signals)), None,
         )  # fmt: skip
         with self._database.writing() as db:
             marks = ", ".join("?" * len(row))

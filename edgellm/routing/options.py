@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from edgellm.errors import UsageError
 from edgellm.routing.gain import Worth
+from edgellm.routing.spans import LEAST_TOKENS
 
 Policy = Literal[
     "local-only",
@@ -45,6 +46,8 @@ class RouterOptions:
     sticky_turns     after an escalated turn so many turns of that conversation start remotely
     hedge_*          the other side starts when the first token is later than this quantile of the
                      ones before; `hedge_delay_ms` until there are eight
+    passage_tokens   of a long document a remote gets only so many tokens of passages that the
+                     question is about; None: all of it
     shadow_share     this share of the requests also asks the remote, drawn with `seed`; None: by
                      the system's chance, so that short programs do not all draw the same
     """
@@ -62,6 +65,7 @@ class RouterOptions:
     sticky_turns: int = 1
     hedge_quantile: float = 0.9
     hedge_delay_ms: float = 500.0
+    passage_tokens: int | None = None
     shadow_share: float = 0.05
     seed: int | None = None
     offline: bool = False
@@ -85,6 +89,10 @@ class RouterOptions:
         for name, value in (("risk", self.risk), ("certainty", self.certainty)):
             if value is not None and not 0 < value < 1:
                 raise UsageError(f"{name} must be between 0 and 1, got {value}")
+        if self.passage_tokens is not None and self.passage_tokens < LEAST_TOKENS:
+            raise UsageError(
+                f"passages need {LEAST_TOKENS} tokens or more, got {self.passage_tokens}"
+            )
         if self.check_tokens < 1:
             raise UsageError(f"check_tokens must be 1 or more, got {self.check_tokens}")
         if not 0 <= self.hedge_delay_ms < math.inf:

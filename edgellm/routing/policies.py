@@ -137,9 +137,9 @@ def _scored(facts: Facts, usable: tuple[int, ...]) -> Decision:
     name = facts.remotes[usable[0]].name
     match facts.policy:
         case "remote-only":
-            return Decision(("remote",), "user", f"remote-only: {name} answers", usable)
+            return Decision(("remote",), "user", "remote-only", usable)
         case "prefer-remote":
-            return Decision(("remote", "local"), "user", f"prefer-remote: {name} answers", usable)
+            return Decision(("remote", "local"), "user", "prefer-remote", usable)
         case "prefer-local":
             reason = "prefer-local: this machine can answer"
             return Decision(("local", "remote"), "user", reason, usable)
@@ -148,7 +148,9 @@ def _scored(facts: Facts, usable: tuple[int, ...]) -> Decision:
             sides = (facts.first_side, second)
             return Decision(sides, "score", "hedge: the first token wins", usable, race=True)
         case "shadow":
-            return Decision(("local",), "user", "shadow: answered here", usable, audit=True)
+            # Judged all the same: what is learnt is how P(correct) and the comparison go together.
+            bar = Bar(facts.threshold) if facts.has_pack else None
+            return Decision(("local",), "user", "shadow: answered here", usable, bar, audit=True)
         case "ask":
             bar = Bar(facts.threshold) if facts.has_pack else None
             reason = f"ask: answered here, {name} can be asked too"
@@ -184,11 +186,16 @@ def _before(facts: Facts, usable: tuple[int, ...]) -> Decision:
 
 def _worthwhile(facts: Facts, usable: tuple[int, ...]) -> Decision:
     """`auto`: whatever is expected to be worth most, before the answer and while it grows."""
-    remote, worth, p_before = facts.remotes[usable[0]], facts.worth, facts.p_before
+    worth, p_before = facts.worth, facts.p_before
+    # Unknown is not free: what has a price is asked before what has none.
+    usable = tuple(sorted(usable, key=lambda index: facts.remotes[index].cost_usd is None))
+    remote = facts.remotes[usable[0]]
     cost_usd = remote.cost_usd
     if cost_usd is None:
-        # Unknown is not free.
-        reason = f"auto: the price of {remote.name} is not known, so it is asked only if this fails"
+        reason = (
+            f"auto: the price of {remote.name} is not known (--remote-price says it), so it is "
+            "asked only if this machine fails"
+        )
         return Decision(("local", "remote"), "score", reason, usable)
     bar = worth.bar(cost_usd, facts.remote_s)
     if p_before is not None and worth.skips_local(

@@ -17,11 +17,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edgellm.errors import UsageError
-from edgellm.routing.attempts import most_prompt_tokens, prompt_estimate
+from edgellm.routing.asked import Asked
 from edgellm.routing.course import Course
 from edgellm.routing.options import Policy, RouterOptions
 from edgellm.routing.pace import Pace
 from edgellm.routing.policies import Decision, Facts, RemoteFacts, decide
+from edgellm.routing.privacy.guard import Guard as PrivacyGuard
 from edgellm.routing.risk import kept
 from edgellm.routing.seams import (
     Budget,
@@ -38,6 +39,7 @@ from edgellm.routing.shadow import Shadows
 from edgellm.routing.signals import Observed
 from edgellm.routing.sources import Parts
 from edgellm.routing.sticky import Stickiness
+from edgellm.routing.tokens import fewest_prompt_tokens, most_prompt_tokens, prompt_estimate
 from edgellm.routing.watch import last_user_turn, observe
 from edgellm.stream import Event, Request, Usage
 
@@ -53,9 +55,11 @@ class Router:
 
     remotes: descriptions (`edgellm.Remote`), or what can be asked already; lower tiers come first,
     the cheaper ones within a tier.
-    policy: a policy's name, or RouterOptions where more is to be said. UsageError where remotes
-    come without the guard that alone may ask them. `route`, `cascade` and `auto` escalate nothing
-    without `confidence`, a pack bound to the local model.
+    policy: a policy's name, or RouterOptions where more is to be said.
+    confidence: a pack bound to the local model (`edgellm.confidence_pack`); without one `route`,
+    `cascade` and `auto` escalate nothing.
+    guard: what alone may ask a remote; None: the privacy guard as it comes, which keeps requests
+    with personal data here.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class Router:
         ledger: Ledger | None = None,
     ) -> None:
         if remotes and guard is None:
-            raise UsageError("a router with remotes needs a privacy guard: guard=...")
+            guard = PrivacyGuard()
         in_order = tuple(sorted(_opened(remotes), key=_rank))
         self.options = policy if isinstance(policy, RouterOptions) else RouterOptions(policy)
         self._parts = Parts(local, in_order, confidence, guard, budget, ledger)
@@ -111,22 +115,28 @@ class Router:
             local = self._parts.local
             yield from local.stream(request, prefix) if prefix else local.stream(request)
             return
-        facts = self._facts(request, prefix)
+        asked = Asked.of(request, prefix, self.options.passage_tokens)
+        facts = self._facts(asked)
         decision = decide(facts)
         if decision.probe:
-            facts = replace(facts, p_before=self._probed(request, prefix), probed=True)
+            facts = replace(facts, p_before=self._probed(asked), probed=True)
             decision = decide(facts)
         if decision.refusal is not None:
             if self._parts.ledger is not None:
                 blank = Record(request, self.options.policy, decision.reason, facts.p_before)
                 self._parts.ledger.record(blank)
             raise decision.refusal(decision.reason)
-        yield from self._answer(request, prefix, facts, decision)
+        yield from self._answer(asked, facts, decision)
 
-    def _facts(self, request: Request, prefix: str) -> Facts:
+    def outgoing(self, request: Request) -> Request:
+        """What of a request a remote would be asked, before the guard looks at it."""
+        return Asked.of(request, "", self.options.passage_tokens).sent
+
+    def _facts(self, asked: Asked) -> Facts:
         """What the decision rests on. Nothing is sent, generated or reserved for it."""
-        parts, options = self._parts, self.options
-        verdict = parts.guard.judge(request) if parts.guard is not None else Verdict()
+        parts, options, request = self._parts, self.options, asked.request
+        guard = parts.guard
+        verdict = guard.judge(asked.sent, request) if guard is not None else Verdict()
         p_before = None
         if parts.confidence is not None and options.policy in ("route", "auto"):
             prompt, tokens = last_user_turn(request), prompt_estimate(request)
@@ -135,7 +145,7 @@ class Router:
         return Facts(
             policy=options.policy,
             verdict=verdict,
-            remotes=tuple(self._remote_facts(remote, request, prefix) for remote in parts.remotes),
+            remotes=tuple(self._remote_facts(remote, asked) for remote in parts.remotes),
             offline=options.offline,
             sticky=self._sticky.left(request) > 0,
             has_pack=parts.confidence is not None,
@@ -147,32 +157,32 @@ class Router:
             first_side=self._pace.first_side(),
         )
 
-    def _probed(self, request: Request, prefix: str) -> float | None:
+    def _probed(self, asked: Asked) -> float | None:
         """P(correct) from the prefill, None when there is no opinion or no answer here."""
         parts = self._parts
-        observed = observe(parts.local, request, prefix)
+        observed = observe(parts.local, asked.request, asked.prefix)
         if parts.confidence is None or observed is None:
             return None
         return parts.confidence.before(observed)
 
-    def _remote_facts(self, remote: Remote, request: Request, prefix: str) -> RemoteFacts:
-        card, budget = remote.options, self._parts.budget
-        most = most_prompt_tokens(request, prefix)
+    def _remote_facts(self, remote: Remote, asked: Asked) -> RemoteFacts:
+        card, budget, request = remote.options, self._parts.budget, asked.sent
+        most = most_prompt_tokens(request, asked.prefix, card.attempts)
         likely = Usage(prompt_estimate(request), min(request.max_tokens, LIKELY_ANSWER_TOKENS))
         return RemoteFacts(
             name=card.model,
             down=_down(card, remote.wait_s()),
             over_budget=budget.denial(card, most, request.max_tokens) if budget else None,
-            incapable=_incapable(card, request, prefix),
+            incapable=_incapable(card, request, asked.prefix),
             cost_usd=None if card.price is None else card.price.cost_usd(likely),
         )
 
     def _answer(
-        self, request: Request, prefix: str, facts: Facts, decision: Decision
+        self, asked: Asked, facts: Facts, decision: Decision
     ) -> Generator[Event, None, None]:
         delay_s = self._pace.delay_s(decision.sides[0], self.options)
-        p_before = facts.p_before
-        course = Course(self._parts, self.options, decision, request, prefix, delay_s, p_before)
+        p_before, request = facts.p_before, asked.request
+        course = Course(self._parts, self.options, decision, asked, delay_s, p_before)
         try:
             with closing(course.run()) as events:
                 yield from events
@@ -259,7 +269,7 @@ def _incapable(card: Card, request: Request, prefix: str) -> str | None:
     """Why a remote cannot answer this request, None when it can."""
     if prefix and "prefill" not in card.capabilities:
         return f"{card.model} cannot go on from given text"
-    tokens, context = prompt_estimate(request, prefix), card.context_tokens
+    tokens, context = fewest_prompt_tokens(request, prefix), card.context_tokens
     if context is not None and tokens >= context:
         return f"the prompt has about {tokens} tokens and {card.model} takes {context}"
     return None

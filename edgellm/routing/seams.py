@@ -11,7 +11,7 @@ A hedged or shadowed call runs in a thread of its own, so each of them may be us
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -40,8 +40,12 @@ class Price(Protocol):
 class Card(Protocol):
     """What a remote says of itself; lower tiers are asked first. `price` None: unknown.
 
-    With "prefill" among the capabilities it can go on from given text.
+    With "prefill" among the capabilities it can go on from given text. One call may come to
+    `attempts` requests, since what fails before its first word is tried again.
     """
+
+    @property
+    def attempts(self) -> int: ...
 
     @property
     def model(self) -> str: ...
@@ -73,6 +77,11 @@ class Remote(Protocol):
 class RemoteEvents(Protocol):
     """The events of a remote's answer. `close` ends it at once, from any thread."""
 
+    @property
+    def maybe_billed(self) -> int:
+        """How many requests so far came to no answer and may be charged all the same."""
+        ...
+
     def __iter__(self) -> Iterator[Event]: ...
 
     def __next__(self) -> Event: ...
@@ -81,13 +90,16 @@ class RemoteEvents(Protocol):
 
 
 class Guard(Protocol):
-    """The only door to a remote."""
+    """The only door to a remote. `whole` is the request as it was before passages were left out;
+    by it a conversation is known again."""
 
-    def judge(self, request: Request) -> Verdict:
+    def judge(self, request: Request, whole: Request | None = None) -> Verdict:
         """Whether the request may leave, before anything is sent."""
         ...
 
-    def stream(self, remote: Remote, request: Request, prefix: str = "") -> RemoteEvents:
+    def stream(
+        self, remote: Remote, request: Request, prefix: str = "", whole: Request | None = None
+    ) -> RemoteEvents:
         """The remote's answer; `prefix` is its beginning. PrivacyBlocked before `Start`."""
         ...
 
@@ -152,7 +164,8 @@ class Record:
     """One request and how it was answered. `route` None: refused, failed, or closed before its end.
 
     `propensity` is the probability with which the remote was asked: 0 and 1 where no chance was
-    involved, else the share of shadow calls, whose text is `shadow_text`.
+    involved, else the share of shadow calls, whose text is `shadow_text`. `signals` are the few
+    numbers that tell most about the local answer.
     """
 
     request: Request
@@ -166,6 +179,7 @@ class Record:
     attempts: tuple[Attempt, ...] = ()
     shadow_text: str | None = None
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    signals: Mapping[str, float] = field(default_factory=dict)
 
 
 class Ledger(Protocol):

@@ -49,10 +49,30 @@ TOKEN_FEATURES = (
 FEATURES = (*TOKEN_FEATURES, *(f"valid_{name}" for name in VALIDATORS))
 
 
+# What `route explain` shows. Lowest, typical and first log-probability lead the single signals of
+# the note on recorded answers; the others say how an answer goes wrong.
+TELLING = (
+    "logprob_q0", "logprob_q0.1", "logprob_mean", "logprob_first", "entropy_mean", "margin_mean",
+    "guess_share", "repeated", "cut_short",
+)  # fmt: skip
+
+
 def features(observed: Observed) -> Float64:
     """The signals (F,) in the order of FEATURES; of an answer without tokens, all of them zero but
     the lengths."""
     return np.concatenate([token_features(observed), validator_features(observed)])
+
+
+def telling(observed: Observed) -> dict[str, float]:
+    """The few signals that tell a person most, by name; of the validators those with a say."""
+    named = dict(zip(FEATURES, features(observed).tolist(), strict=True))
+    told = {name: round(named[name], 4) for name in TELLING}
+    validators = [name for name in FEATURES if name.startswith("valid_") and named[name]]
+    counts = {
+        "answer_tokens": float(len(observed.tokens)),
+        "prompt_tokens": float(observed.prompt_tokens),
+    }
+    return told | {name: named[name] for name in validators} | counts
 
 
 def validator_features(observed: Observed) -> Float64:

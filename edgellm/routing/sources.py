@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from edgellm.errors import EdgellmError, UsageError
-from edgellm.routing.attempts import Meter, most_prompt_tokens
+from edgellm.routing.asked import Asked
+from edgellm.routing.attempts import Meter
 from edgellm.routing.policies import Decision
 from edgellm.routing.seams import (
     Attempt,
@@ -20,6 +21,7 @@ from edgellm.routing.seams import (
     Remote,
     RemoteEvents,
 )
+from edgellm.routing.tokens import most_prompt_tokens
 from edgellm.stream import Delta, Done, Event, Request
 
 Events = Generator[Event, None, None]
@@ -40,41 +42,42 @@ class Parts:
 class Sources:
     """The local model and the remotes that a decision allows, each call being measured."""
 
-    def __init__(self, parts: Parts, decision: Decision, request: Request, prefix: str) -> None:
+    def __init__(self, parts: Parts, decision: Decision, asked: Asked) -> None:
         self.attempts: list[Attempt] = []
         self.remotes = [parts.remotes[index] for index in decision.remotes]
         self._live: list[RemoteEvents] = []
         self._parts = parts
-        self._request = request
-        self._prefix = prefix
+        self._asked = asked
 
     def local(self, observe: bool = False, said: str = "", tokens: int = 0) -> Events:
         """The local answer; after `said`, which took so many tokens, where it goes on from that."""
-        request = self._shortened(tokens)
+        request = _shortened(self._asked.request, tokens)
         if observe:
             request = replace(request, observe=True, logprobs=request.logprobs or 0)
         attempt = self._attempt("local", remote=False)
-        prefix, local = self._prefix + said, self._parts.local
+        prefix, local = self._asked.prefix + said, self._parts.local
         return Meter(attempt, None, None, request).follow(
             lambda: local.stream(request, prefix) if prefix else local.stream(request)
         )
 
     def remote(self, remote: Remote, said: str = "", tokens: int = 0) -> Events:
         """The answer of a remote, through the guard, paid from the budget."""
-        request, prefix, card = self._shortened(tokens), self._prefix + said, remote.options
+        asked, card = self._asked, remote.options
+        request, prefix = _shortened(asked.sent, tokens), asked.prefix + said
         guard, budget, reservation = self._parts.guard, self._parts.budget, None
         if guard is None:
             raise UsageError("a remote can only be asked through a privacy guard")
         if budget is not None:
-            reservation = budget.reserve(
-                card, most_prompt_tokens(request, prefix), request.max_tokens
-            )
+            most = most_prompt_tokens(request, prefix, card.attempts)
+            reservation = budget.reserve(card, most, request.max_tokens)
         meter = Meter(self._attempt(card.model, remote=True), card, reservation, request)
-        yield from meter.follow(lambda: self._opened(guard.stream(remote, request, prefix)))
 
-    def _opened(self, events: RemoteEvents) -> RemoteEvents:
-        self._live.append(events)
-        return events
+        def ask() -> RemoteEvents:
+            meter.remote = guard.stream(remote, request, prefix, asked.request)
+            self._live.append(meter.remote)
+            return meter.remote
+
+        yield from meter.follow(ask)
 
     def hang_up(self) -> None:
         """Ends the remote calls under way, from any thread: their sockets are closed."""
@@ -91,9 +94,6 @@ class Sources:
         self.attempts.append(Attempt(source, remote))
         return self.attempts[-1]
 
-    def _shortened(self, tokens: int) -> Request:
-        return replace(self._request, max_tokens=max(self._request.max_tokens - tokens, 1))
-
     def any_remote(self) -> Events:
         """The answer of the first remote that says a word; raises the error of the last."""
         error: EdgellmError = nobody()
@@ -107,6 +107,11 @@ class Sources:
                 yield from chain(opening, events)
                 return
         raise error
+
+
+def _shortened(request: Request, tokens: int) -> Request:
+    """The request with so many tokens less to be said."""
+    return replace(request, max_tokens=max(request.max_tokens - tokens, 1))
 
 
 def nobody() -> UsageError:

@@ -22,7 +22,9 @@ K1, B = 1.2, 0.75
 PASSAGE_CHARACTERS = 280
 # A shorter message is not worth cutting.
 LEAST_CHARACTERS = 1200
-BYTES_PER_TOKEN = 4
+# Fewer tokens hold no passage.
+LEAST_TOKENS = 16
+CHARACTERS_PER_TOKEN = 4
 OMITTED = "[…]"
 _WORD = re.compile(r"[^\W_]+")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -36,7 +38,7 @@ COMMON = frozenset(COMMON_WORDS.split())
 
 @dataclass(frozen=True, slots=True)
 class Shortened:
-    """The request with less text, and how many characters of how many are in it."""
+    """The request with less text, and how many characters of how many its questions have now."""
 
     request: Request
     kept_characters: int
@@ -46,26 +48,55 @@ class Shortened:
     def share(self) -> float:
         return self.kept_characters / self.characters if self.characters else 1.0
 
+    @property
+    def kept_tokens(self) -> int:
+        """About how many tokens are left."""
+        return self.kept_characters // CHARACTERS_PER_TOKEN
+
+    @property
+    def tokens(self) -> int:
+        """About how many tokens there were."""
+        return self.characters // CHARACTERS_PER_TOKEN
+
 
 def shorten(request: Request, tokens: int) -> Shortened:
-    """The request with the last user message cut to about `tokens` (4 characters each).
+    """The request with every long user message cut to about `tokens` (4 characters each).
 
-    The question is kept whole: the last paragraph, or the first where only that one asks. Raw
-    prompts and short messages stay as they are. UsageError for fewer than 16 tokens.
+    The question is kept whole: the last paragraph, or the first where only that one asks. Earlier
+    messages keep what the last question is about, too. Raw prompts, short messages and those of
+    others stay as they are. UsageError for fewer than LEAST_TOKENS.
     """
-    if tokens < 16:
-        raise UsageError(f"passages need 16 tokens or more, got {tokens}")
+    if tokens < LEAST_TOKENS:
+        raise UsageError(f"passages need {LEAST_TOKENS} tokens or more, got {tokens}")
     if not request.messages or request.messages[-1].role != "user":
         return Shortened(request, 0, 0)
-    text = request.messages[-1].content
-    limit = tokens * BYTES_PER_TOKEN
-    if len(text) <= max(limit, LEAST_CHARACTERS):
-        return Shortened(request, len(text), len(text))
+    limit = tokens * CHARACTERS_PER_TOKEN
+    last = request.messages[-1].content
+    now = _parts(last)[0] if _is_long(last, limit) else last
+    messages, kept, characters = [], 0, 0
+    for message in request.messages:
+        if message.role == "user":
+            characters += len(message.content)
+            message = Message("user", _cut(message.content, limit, now))
+            kept += len(message.content)
+        messages.append(message)
+    if kept < characters:
+        request = replace(request, messages=tuple(messages))
+    return Shortened(request, kept, characters)
+
+
+def _is_long(text: str, limit: int) -> bool:
+    return len(text) > max(limit, LEAST_CHARACTERS)
+
+
+def _cut(text: str, limit: int, now: str) -> str:
+    """What of a long message its own question, and the one asked `now`, are about."""
+    if not _is_long(text, limit):
+        return text
     question, document, first = _parts(text)
-    kept = select(document, question, max(limit - len(question), PASSAGE_CHARACTERS))
-    content = f"{question}\n\n{kept}" if first else f"{kept}\n\n{question}"
-    messages = (*request.messages[:-1], Message("user", content))
-    return Shortened(replace(request, messages=messages), len(content), len(text))
+    room = max(limit - len(question), PASSAGE_CHARACTERS)
+    kept = select(document, f"{question} {now}", room)
+    return f"{question}\n\n{kept}" if first else f"{kept}\n\n{question}"
 
 
 def select(document: str, question: str, limit: int) -> str:

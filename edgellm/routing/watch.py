@@ -29,6 +29,8 @@ class Watch:
     def __init__(self, confidence: Confidence, request: Request, bar: Bar, abort: bool) -> None:
         self.bar = bar
         self.p_correct: float | None = None
+        # What that was said of.
+        self.seen: Observed | None = None
         self._confidence = confidence
         self._prompt = last_user_turn(request)
         self._abort = abort
@@ -67,7 +69,8 @@ class Watch:
                 self._text += event.text
                 return self._so_far(options)
             case Done():
-                self.p_correct = self._confidence.after(self.observed(event))
+                self.seen = self.observed(event)
+                self.p_correct = self._confidence.after(self.seen)
                 return self.unsure
         return False
 
@@ -77,12 +80,13 @@ class Watch:
         if not (self._abort and options.abort_checks and due):
             return False
         self._looked = len(self._tokens)
-        p = self._confidence.after(self.observed(None))
+        seen = self.observed(None)
+        p = self._confidence.after(seen)
         clearly = Bar(max(self.bar.high - options.abort_margin, 0.0), self.bar.low)
         self._below = self._below + 1 if clearly.escalates(p) else 0
         if self._below < options.abort_checks:
             return False
-        self.p_correct = p
+        self.p_correct, self.seen = p, seen
         return True
 
     def observed(self, done: Done | None) -> Observed:

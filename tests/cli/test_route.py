@@ -65,7 +65,7 @@ def test_a_remote_that_is_named_gets_nothing_without_a_policy(
 def test_the_answer_of_a_remote_has_a_badge(edgellm: Run, remote: tuple[str, ...]) -> None:
     result = edgellm("run", "m", "hello", "--route", "remote-only", *remote)
     assert (result.code, result.out) == (0, "hello from afar\n")
-    assert result.err == "[remote · remote-only: big answers; big answered]\n"
+    assert result.err == "[remote · remote-only: big answered]\n"
 
 
 def test_json_says_who_answered_and_why(edgellm: Run, remote: tuple[str, ...]) -> None:
@@ -75,7 +75,7 @@ def test_json_says_who_answered_and_why(edgellm: Run, remote: tuple[str, ...]) -
     assert document["route"] == {
         "source": "remote",
         "policy": "prefer-remote",
-        "reason": "prefer-remote: big answers; big answered",
+        "reason": "prefer-remote: big answered",
         "p_correct": None,
         "cost_usd": 0.0,
     }
@@ -162,7 +162,7 @@ def test_chat_shows_a_badge_and_changes_its_policy(edgellm: Run, remote: tuple[s
     ]  # fmt: skip
     lines = result.err.splitlines()
     assert lines[:2] == ["policy              local-only", "remote              big"]
-    assert lines[4] == "[remote · prefer-remote: big answers; big answered]"
+    assert lines[4] == "[remote · prefer-remote: big answered]"
     assert lines[7].startswith("last answer         [remote · prefer-remote")
     assert sum(line.startswith("[") for line in lines) == 1
 

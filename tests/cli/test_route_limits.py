@@ -179,3 +179,18 @@ def test_a_decision_is_explained_judged_and_replayed(edgellm: Run, remote: tuple
     assert edgellm("route", "explain", "zzzz").code == 4
     (line,) = edgellm("route", "replay", "--threshold", "0.5").out.splitlines()
     assert line.startswith("threshold 0.50: 0.0% of 0 sent")
+
+
+def test_passages_leave_the_rest_of_a_document_here(
+    edgellm: Run, server: Served, remote: tuple[str, ...]
+) -> None:
+    facts = " ".join(f"The mill number {i} grinds rye in the valley." for i in range(300))
+    text = f"My card is 4111 1111 1111 1111. {facts} The king lives in Ostheim.\nWhere is the king?"
+    sent = ("--passages", "100", *REMOTE_ONLY, *remote)
+    result = edgellm("run", "m", *sent, stdin=text.encode())
+    assert "sent 24 of about " in result.err
+    assert server.state()["received_bytes"] < 1000
+    assert edgellm("run", "m", "x", "--passages", "3", *REMOTE_ONLY, *remote).code == 2
+    # The card was not in what was to be sent; where it is, nothing leaves.
+    result = edgellm("run", "m", *sent, stdin=text.replace("Where is the king", "My card").encode())
+    assert "found 1 card" in result.err

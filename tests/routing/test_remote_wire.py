@@ -16,7 +16,8 @@ from edgellm.routing.remote.answer import Answer, Unfit
 from edgellm.routing.remote.options import CAPABILITIES, RemoteOptions
 from edgellm.routing.remote.sse import Events, Unreadable
 from edgellm.routing.remote.status import retry_after_s
-from edgellm.routing.remote.wire import decode, encode, prompt_estimate, read_usage
+from edgellm.routing.remote.wire import decode, encode, read_usage
+from edgellm.routing.tokens import prompt_estimate
 from edgellm.stream import Message, Request, Sampling, Usage
 
 PLAIN = RemoteOptions("https://api.example.com/v1", "big")

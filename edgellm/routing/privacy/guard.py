@@ -45,33 +45,40 @@ class Guard:
         self._tainted: OrderedDict[str, str] = OrderedDict()
         self._allowed: set[str] = set()
 
-    def judge(self, request: Request) -> Verdict:
+    def judge(self, request: Request, whole: Request | None = None) -> Verdict:
         """Whether the request may leave; the reason names kinds and counts, never the text."""
-        return self._judge(request, "")
+        return self._judge(request, "", whole or request)
 
-    def allow(self, request: Request) -> None:
+    def allow(self, request: Request, whole: Request | None = None) -> None:
         """The user has seen what was found in this request and lets it leave (mode `ask`)."""
         self._allowed |= {_digest([text[f.start : f.end]]) for text, f in self.findings(request)}
-        self._tainted.pop(_conversation(request), None)
+        self._tainted.pop(_conversation(whole or request), None)
 
-    def stream(self, remote: Remote, request: Request, prefix: str = "") -> RemoteEvents:
+    def stream(
+        self, remote: Remote, request: Request, prefix: str = "", whole: Request | None = None
+    ) -> RemoteEvents:
         """The remote's answer, placeholders restored. PrivacyBlocked before anything is sent."""
         asked = self._admitted(remote)
-        sent, prefix, mask = self._outgoing(request, prefix)
+        verdict = self._judge(request, prefix, whole or request)
+        sent, prefix, mask = self._outgoing(request, prefix, verdict)
         events = asked.stream(sent, prefix)
         return _Restored(events, mask) if mask is not None else events
 
-    def preview(self, remote: Remote, request: Request, prefix: str = "") -> bytes:
-        """The exact bytes of the body that `stream` would send. Sends nothing."""
+    def preview(self, remote: Remote, request: Request, whole: Request | None = None) -> bytes:
+        """The exact bytes of the body that `stream` would send, once the user allows it where that
+        is what is missing. Sends nothing."""
         asked = self._admitted(remote)
-        sent, prefix, _ = self._outgoing(request, prefix)
-        return asked.outgoing(sent, prefix).body
+        verdict = self._judge(request, "", whole or request)
+        if verdict.kind == "ask":
+            verdict = Verdict()
+        sent, _, _ = self._outgoing(request, "", verdict)
+        return asked.outgoing(sent).body
 
     def findings(self, request: Request) -> list[tuple[str, Finding]]:
         """Every finding with the text it is in, for showing it to the user on this machine."""
         return [(text, f) for text in _texts(request) for f in self._find(text)]
 
-    def _judge(self, request: Request, prefix: str) -> Verdict:
+    def _judge(self, request: Request, prefix: str, whole: Request) -> Verdict:
         texts = [*_texts(request), *([prefix] if prefix else [])]
         if any(pattern.search(text) for pattern in self._deny for text in texts):
             return Verdict("block", "the text matches what you said must never leave")
@@ -82,7 +89,7 @@ class Guard:
             f.kind for text, f in found if _digest([text[f.start : f.end]]) not in self._allowed
         )
         why = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        conversation = _conversation(request)
+        conversation = _conversation(whole)
         if why:
             self._remember(self._tainted, conversation, why)
         elif conversation in self._tainted:
@@ -91,9 +98,10 @@ class Guard:
             return Verdict(MODES[self.options.mode], f"found {why}")
         return Verdict("allow", "you let it leave" if found else "")
 
-    def _outgoing(self, request: Request, prefix: str) -> tuple[Request, str, Mask | None]:
-        """What may be sent, judged with everything that is in it."""
-        verdict = self._judge(request, prefix)
+    def _outgoing(
+        self, request: Request, prefix: str, verdict: Verdict
+    ) -> tuple[Request, str, Mask | None]:
+        """What may be sent by a verdict on everything that is in it."""
         if not verdict.may_leave:
             raise PrivacyBlocked(
                 f"nothing was sent: {verdict.why} ({verdict.kind}); answer it locally, or say "
@@ -149,6 +157,10 @@ class _Restored:
     def __init__(self, events: RemoteEvents, mask: Mask) -> None:
         self._remote = events
         self._events = mask.restored(events)
+
+    @property
+    def maybe_billed(self) -> int:
+        return self._remote.maybe_billed
 
     def close(self) -> None:
         self._remote.close()

@@ -11,6 +11,7 @@ from typing import Any
 from edgellm.routing.remote import wire
 from edgellm.routing.remote.sse import Events, Unreadable
 from edgellm.routing.remote.wire import Chunk
+from edgellm.routing.tokens import token_estimate
 from edgellm.stream import Delta, FinishReason, TokenLogprob, Usage
 
 # The longest answers of 128,000 tokens with twenty alternatives each stay below it.
@@ -125,7 +126,8 @@ class Answer:
 
     def count(self, prompt_estimate: int, max_tokens: int) -> tuple[Usage, str | None]:
         """The token counts, and why they are ours when the server's are missing or impossible."""
-        own = Usage(prompt_estimate, max(wire.token_estimate(self.text), self.pieces))
+        likely = min(token_estimate(self.text), max_tokens)
+        own = Usage(prompt_estimate, max(likely, self.pieces))
         if self.usage is None:
             return own, "token counts are estimated: the server reports none"
         told = wire.read_usage(self.usage)

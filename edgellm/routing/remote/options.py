@@ -149,6 +149,11 @@ class RemoteOptions:
         return Secret(self.key) if isinstance(self.key, str) else self.key
 
     @property
+    def attempts(self) -> int:
+        """How many requests one call may come to."""
+        return self.retry.attempts
+
+    @property
     def host(self) -> str:
         """The host's name in lower case, without a port."""
         return urlsplit(self.url).hostname or ""

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgellm.errors import UsageError
-from edgellm.routing.remote import wire
 from edgellm.routing.remote.backend import RemoteBackend
 from edgellm.routing.remote.circuit import Connectivity
 from edgellm.routing.remote.options import CAPABILITIES, RemoteOptions
+from edgellm.routing.tokens import prompt_estimate
 from edgellm.stream import Request, Usage
 
 
@@ -32,7 +32,7 @@ class Need:
         needed = set(also)
         if prefix and request.prompt is None:
             needed.add("prefill")
-        tokens = wire.prompt_estimate(request, prefix)
+        tokens = prompt_estimate(request, prefix)
         return Need(tokens, request.max_tokens, frozenset(needed))
 
 

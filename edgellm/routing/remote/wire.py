@@ -12,6 +12,7 @@ from typing import Any
 
 from edgellm.errors import Refused, UsageError
 from edgellm.routing.remote.options import RemoteOptions
+from edgellm.routing.tokens import prompt_estimate
 from edgellm.stream import FinishReason, Request, Sampling, TokenLogprob, Usage
 
 # What Sampling calls it, and what llama.cpp, vLLM and their kin do.
@@ -25,12 +26,6 @@ FINISHED: dict[str, FinishReason] = {
     **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence"), "stop"),
     **dict.fromkeys(("length", "max_tokens", "model_length"), "length"),
 }
-# English takes about 4.2 bytes a token, code and other scripts less: rather too many tokens than
-# too few, since budgets reserve by this.
-BYTES_PER_TOKEN = 3
-TOKENS_PER_MESSAGE = 4
-# A chat template may add a system prompt that we never see; SmolLM2's makes 25 tokens of nothing.
-TOKENS_PER_TEMPLATE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +80,6 @@ def encode(options: RemoteOptions, request: Request, prefix: str = "") -> Outgoi
         prompt_tokens=prompt_estimate(request, prefix),
         echo=prefix if request.prompt is None else "",
     )
-
-
-def prompt_estimate(request: Request, prefix: str = "") -> int:
-    """About how many tokens the prompt has, rather too many: no remote lends its tokenizer."""
-    texts = [m.content for m in request.messages] + [request.prompt or "", prefix]
-    frame = TOKENS_PER_TEMPLATE + TOKENS_PER_MESSAGE * len(request.messages)
-    return sum(token_estimate(text) for text in texts) + (frame if request.messages else 0)
-
-
-def token_estimate(text: str) -> int:
-    """About how many tokens a text has, rather too many."""
-    return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
 
 
 def _prefill(options: RemoteOptions, prefix: str, body: dict[str, Any]) -> None:

@@ -45,6 +45,7 @@ class Voice:
     fails_at: int = 0
     pause_s: float = 0.0
     logprob: float = -0.1
+    maybe_billed: int = 0
     asked: list[tuple[Request, str]] = field(default_factory=list)
     open: int = 0
     said: int = 0
@@ -88,6 +89,7 @@ class FakePrice:
 @dataclass(frozen=True)
 class FakeCard:
     model: str = "big"
+    attempts: int = 1
     tier: int = 0
     context_tokens: int | None = None
     capabilities: frozenset[str] = frozenset()
@@ -113,6 +115,7 @@ class Stream:
         self._voice = voice
         self._events: Generator[Event, None, None] = voice.stream(request, prefix)
         self.closed = False
+        self.maybe_billed = voice.maybe_billed
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -140,11 +143,13 @@ class FakeGuard:
         self.sent: list[Request] = []
         self.streams: list[Stream] = []
 
-    def judge(self, request: Request) -> Verdict:
+    def judge(self, request: Request, whole: Request | None = None) -> Verdict:
         self.judged += 1
         return self.verdict
 
-    def stream(self, remote: Remote, request: Request, prefix: str = "") -> RemoteEvents:
+    def stream(
+        self, remote: Remote, request: Request, prefix: str = "", whole: Request | None = None
+    ) -> RemoteEvents:
         assert isinstance(remote, FakeRemote)
         self.sent.append(request)
         self.streams.append(Stream(remote.voice, request, prefix))

@@ -36,8 +36,8 @@ def facts(policy: str, **changes: object) -> Facts:
     [
         (facts("local-only"), HERE, "user", "nothing leaves this machine"),
         (facts("prefer-local"), HERE_FIRST, "user", "this machine can answer"),
-        (facts("prefer-remote"), THERE_FIRST, "user", "big answers"),
-        (facts("remote-only"), THERE, "user", "big answers"),
+        (facts("prefer-remote"), THERE_FIRST, "user", "prefer-remote"),
+        (facts("remote-only"), THERE, "user", "remote-only"),
         (facts("shadow"), HERE, "user", "answered here"),
         (facts("ask"), HERE, "user", "big can be asked too"),
         (facts("hedge"), HERE_FIRST, "score", "the first token wins"),
