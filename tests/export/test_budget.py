@@ -109,6 +109,18 @@ def test_of_two_equal_matrices_the_one_that_the_model_feels_gets_the_bits() -> N
     assert "int4" in describe(chosen["unfelt"])
 
 
+def test_a_loss_of_a_tied_embedding_counts_products_and_lookups_as_they_cost() -> None:
+    rng = np.random.default_rng(6)
+    weight, x = (rng.standard_normal((64, 32)).astype(np.float32) for _ in range(2))
+    h = x.T @ x
+    both = budget.joined(h, weight, 3e-3, 1e-3)
+    error = trial_error(weight)
+    products, all_of_it = (gptq.loss(error, 0 * error, each) for each in (h, both))
+    assert all_of_it == pytest.approx(1.5 * products, rel=1e-4)
+    assert np.array_equal(budget.joined(h, weight, 3e-3, 0.0), h)
+    assert np.isfinite(budget.joined(h, weight, 1e-3, 2e-3)).all()
+
+
 def test_floats_that_were_4_bit_blocks_get_these_back_and_no_others_do() -> None:
     rng = np.random.default_rng(5)
     born = rng.standard_normal((32, 64)).astype(np.float32)

@@ -64,11 +64,28 @@ def test_what_is_measured_is_the_kl_of_the_model_with_that_matrix_rounded(
 ) -> None:
     checkpoint, model, stored = opened(tmp_path, sizes)
     found = measure(model, stored.named(model), IDS, tmp_path / "kl.json", silent)
-    assert found.keys() == model.matrices.keys()
+    lookups = {"embed_tokens.rows"} if sizes.tied else set()
+    assert found.keys() == model.matrices.keys() | lookups
     for name, tensors in TENSORS.items():
         expected = expected_kl(checkpoint, tensors)
         assert expected > 0
         assert found[name] == pytest.approx(expected, rel=0.02, abs=1e-7)
+
+
+def test_what_a_tied_embedding_costs_where_rows_are_taken_is_measured_alone(tmp_path: Path) -> None:
+    checkpoint, model, stored = opened(tmp_path, TINY)
+    found = measure(model, stored.named(model), IDS, tmp_path / "kl.json", silent)
+    weights = {name: to_float32(checkpoint.weight(name)) for name in checkpoint.names()}
+    table = weights["model.embed_tokens.weight"]
+    config = checkpoint.config | {"tie_word_embeddings": False}
+    wrong = {"model.embed_tokens.weight": table + trial_error(table), "lm_head.weight": table}
+    p, q = (
+        log_softmax(reference.forward(config, w.__getitem__, IDS[0].tolist()))
+        for w in (weights | {"lm_head.weight": table}, weights | wrong)
+    )
+    kl = (np.exp(p) * (p - q)).sum(axis=-1)
+    rows = np.linspace(12, 47, min(sensitivity.ROWS, 48), dtype=int)
+    assert found["embed_tokens.rows"] == pytest.approx(float(kl[rows].mean()), rel=0.02, abs=1e-7)
 
 
 def test_a_second_run_measures_only_what_is_missing(tmp_path: Path) -> None:

@@ -81,6 +81,19 @@ def choices(
     return tuple(found)
 
 
+def joined(hessian: Float32, weight: Float32, trial_kl: float, lookup_kl: float) -> Float32:
+    """H of a tied embedding with its lookups: a loss by it counts errors of products and of rows
+    that are taken as they cost. `trial_kl` is what the trial costs in both, `lookup_kl` in rows.
+    """
+    error = trial_error(weight[:: max(1, len(weight) // SAMPLE_ROWS)])
+    products = gptq.loss(error, np.zeros_like(error), hessian)
+    rows = float(np.square(error, dtype=np.float64).sum())
+    # Noise may make the whole smaller than its part.
+    product_kl = max(trial_kl - lookup_kl, 0.01 * trial_kl, 1e-12)
+    more = lookup_kl / product_kl * products / max(rows, 1e-30)
+    return hessian + np.float32(more) * np.eye(len(hessian), dtype=np.float32)
+
+
 def stored_bytes(shape: tuple[int, int], scheme: Integer) -> int:
     """Bytes in the data file, alignment included."""
     out, inner = shape

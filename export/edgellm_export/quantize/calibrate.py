@@ -27,7 +27,6 @@ from edgellm_export.quantize.capture import (
     Ids,
     Model,
     Notice,
-    Statistics,
     capture,
     key,
     save,
@@ -104,10 +103,12 @@ def calibrate(
         write_configs(scratch, checkpoint, model.shape, "onnx/model.onnx", {})
         ids = _ids(model, wanted, text, folder / "ids.npy", notice)
         statistics = capture(model, ids, folder, notice)
+        known: Callable[[str], Float32 | None] = statistics
         chosen: Mapping[str, Treatment] = {}
         if wanted.target_mb is not None:
             kl = sensitivity.measure(model, stored.named(model), ids, folder / KL_FILE, notice)
-            chosen = _plan(model, stored, statistics, kl, wanted, notice)
+            known = _with_lookups(statistics, stored.named(model), kl)
+            chosen = _plan(model, stored, known, kl, wanted, notice)
     clock = Clock(len(model.matrices), notice, "quantizing")
 
     # What lies apart in the checkpoint may be stored as one, or the other way round; such parts all
@@ -117,7 +118,7 @@ def calibrate(
     def found(matrix: str) -> Float32 | None:
         clock.tick()
         near = (matrix, parts.get(matrix, ""), matrix.rpartition(".")[0])
-        return statistics(next((one for one in near if one in model.matrices), matrix))
+        return known(next((one for one in near if one in model.matrices), matrix))
 
     return Calibrated(found, wanted.to_json(ids), chosen, ids)
 
@@ -150,10 +151,25 @@ class Stored:
         return lambda name: self.matrix(model.matrices[name])
 
 
+def _with_lookups(
+    statistics: Callable[[str], Float32 | None],
+    weight: Callable[[str], Float32],
+    trial_kl: Mapping[str, float],
+) -> Callable[[str], Float32 | None]:
+    """`statistics`, where a tied embedding's lookups count too."""
+    known = {}
+    for name, kl in trial_kl.items():
+        lookup_kl = trial_kl.get(sensitivity.lookup_of(name), 0.0)
+        hessian = statistics(name) if lookup_kl > 0 else None
+        if hessian is not None:
+            known[name] = budget.joined(hessian, weight(name), kl, lookup_kl)
+    return lambda name: known[name] if name in known else statistics(name)
+
+
 def _plan(
     model: Model,
     stored: Stored,
-    statistics: Statistics,
+    statistics: Callable[[str], Float32 | None],
     trial_kl: Mapping[str, float],
     wanted: Calibration,
     notice: Notice,

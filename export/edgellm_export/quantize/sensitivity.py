@@ -51,10 +51,16 @@ def trial_error(weight: Float32) -> Float32:
     return error.reshape(weight.shape)
 
 
+def lookup_of(name: str) -> str:
+    """What the rows taken from the matrix `name` are called."""
+    return f"{name}.rows"
+
+
 def measure(
     model: Model, weight: Callable[[str], Float32], ids: Ids, kept: Path, notice: Notice
 ) -> dict[str, float]:
-    """Mean KL in nats a token for each matrix rounded alone by `trial_error`.
+    """Mean KL in nats a token for each matrix rounded alone by `trial_error`; for a tied embedding
+    also, under `lookup_of` its name, that of rounding only where rows are taken from it.
 
     `kept` is a JSON file with what an earlier run has found, and with everything at the end.
     """
@@ -65,7 +71,10 @@ def measure(
     bench = _Bench(model, ids[:WINDOWS, :WINDOW_TOKENS])
     clock = Clock(len(missing), notice, "measuring what each matrix matters")
     for name in missing:
-        found[name] = bench.kl(name, trial_error(weight(name)))
+        error, sites = trial_error(weight(name)), bench.sites(name)
+        found[name] = bench.kl(name, error, sites)
+        if len(sites) > 1:
+            found[lookup_of(name)] = bench.kl(name, error, [lookup_of(name)])
         part = kept.with_suffix(".part")
         part.write_text(json.dumps(found), encoding="utf-8")
         part.replace(kept)
@@ -163,13 +172,17 @@ class _Bench:
             "logit_rows": np.linspace(count // 4, count - 1, min(ROWS, count), dtype=np.int64),
         }
 
-    def kl(self, name: str, error: Float32) -> float:
-        """Mean over all windows when the weights `name` are wrong by `error` (N, K)."""
+    def sites(self, name: str) -> list[str]:
+        """Where the matrix is read."""
+        return self._errors.get(name, [])
+
+    def kl(self, name: str, error: Float32, sites: Sequence[str]) -> float:
+        """Mean over all windows when the weights `name` are wrong by `error` (N, K) at `sites`."""
         found = []
         for row, feeds, read, expected in self._windows:
             wrong: Feeds = {}
-            for site in self._errors.get(name, ()):
-                rows = site == f"{name}.rows"
+            for site in sites:
+                rows = site == lookup_of(name)
                 wrong[site] = (error[row] if rows else read[name] @ error.T)[None]
             (logits,) = self._session.run(["logits"], feeds | wrong)
             logprobs = log_softmax(logits[0])
