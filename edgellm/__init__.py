@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgellm.errors import EdgellmError
+    from edgellm.routing.confidence.library import confidence_pack
     from edgellm.routing.options import RouterOptions
+    from edgellm.routing.privacy.guard import Guard
+    from edgellm.routing.privacy.options import PrivacyOptions
     from edgellm.routing.remote.options import RemoteOptions as Remote
     from edgellm.routing.router import Router
     from edgellm.runtime.local import load
@@ -37,10 +40,13 @@ if TYPE_CHECKING:
 # A module, with the attribute where it has another name there.
 _MODULES = {
     "EdgellmError": "edgellm.errors",
+    "Guard": "edgellm.routing.privacy.guard",
+    "PrivacyOptions": "edgellm.routing.privacy.options",
     "LoadOptions": "edgellm.runtime.options",
     "Remote": "edgellm.routing.remote.options:RemoteOptions",
     "Router": "edgellm.routing.router",
     "RouterOptions": "edgellm.routing.options",
+    "confidence_pack": "edgellm.routing.confidence.library",
     "load": "edgellm.runtime.local",
     "Backend": "edgellm.stream",
     "Completion": "edgellm.stream",
@@ -61,8 +67,10 @@ __all__ = [
     "Done",
     "EdgellmError",
     "Event",
+    "Guard",
     "LoadOptions",
     "Message",
+    "PrivacyOptions",
     "Remote",
     "Request",
     "Router",
@@ -71,6 +79,7 @@ __all__ = [
     "Start",
     "__version__",
     "complete",
+    "confidence_pack",
     "load",
 ]
 

@@ -343,7 +343,7 @@ FOLDERS: dict[str, tuple[dict[str, Any], int, list[str]]] = {
     "their_code": (
         {"config.json": CONFIG | {"model_type": "mine"}, "model.safetensors": {}, "m.py": b"1/0"},
         CORRUPT,
-        [],
+        ["'mine' has no builder", "edgellm[cpu,optimum]"],
     ),
 }
 

@@ -64,7 +64,7 @@ def edgellm_calls() -> list[tuple[int, list[str]]]:
 def parse(arguments: list[str]) -> None:
     """Reads a command line as click would, without running it; click's own error if it is wrong."""
     group: click.Group = cli
-    ctx = click.Context(cli, info_name="edgellm")
+    ctx = click.Context(cli, info_name="edgellm", **cli.context_settings)
     rest = list(arguments)
     while True:
         name = rest.pop(0) if rest else ""

@@ -13,14 +13,18 @@ import pytest
 
 import edgellm
 
+sys.path.append(str(Path(__file__).parent / "routing" / "servers"))
+
+from launch import serve_scripted, write_answers
+
 SAMPLES = sorted((Path(__file__).parent.parent / "samples" / "python").glob("*.py"))
 names = pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 
 
-def run(path: Path, bundle: Path) -> str:
+def run(path: Path, bundle: Path, *arguments: str) -> str:
     """What the sample prints about `bundle`."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(path), str(bundle)],
+        [sys.executable, "-W", "error", str(path), str(bundle), *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -73,3 +77,19 @@ def test_logprobs_are_probabilities(smollm2_bundle: Path) -> None:
     assert "Paris" in output
     confidence = re.search(r"confidence (0\.\d\d|1\.00)", output)
     assert confidence is not None
+
+
+@pytest.mark.weights
+def test_hybrid_asks_elsewhere_when_unsure_and_never_with_a_card(
+    smollm2_bundle: Path, tmp_path: Path
+) -> None:
+    question = "Who ruled Burkina Faso in 1985?"
+    answers = write_answers(tmp_path / "answers.jsonl", [(question, "Thomas Sankara", 0.0)])
+    with serve_scripted(answers, "--accuracy", "1") as remote:
+        sample = SAMPLES[0].with_name("hybrid.py")
+        output = run(sample, smollm2_bundle, remote.url(), "big")
+    told = re.findall(r"^  \[(local|remote): (.*)\]$", output, re.MULTILINE)
+    assert len(told) == 3
+    assert told[1][0] == "remote"
+    assert "Thomas Sankara" in output
+    assert told[2] == ("local", "cascade: found 1 card; stays here")

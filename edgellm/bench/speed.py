@@ -19,7 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -34,6 +34,13 @@ from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.session import Session
 
 Clock = Callable[[], float]
+
+
+class Measured(Forward, Protocol):
+    """What is measured of a session."""
+
+    def new_cache(self, capacity_tokens: int, /) -> KVCache: ...
+
 
 # Any number: it makes runs feed the same tokens.
 SEED = 0
@@ -159,7 +166,7 @@ def load(reference: str, plan: Plan, options: LoadOptions) -> Loaded:
 
 
 def first_token_ms(
-    session: Forward, shape: Shape, plan: Plan, clock: Clock = time.perf_counter
+    session: Measured, shape: Shape, plan: Plan, clock: Clock = time.perf_counter
 ) -> float:
     """Milliseconds to the first token of the first prompt, on a session that has done nothing yet.
 
@@ -167,12 +174,12 @@ def first_token_ms(
     """
     ids = random_ids(shape, next((n for n in plan.prompt_tokens if n), 1))
     started = clock()
-    prefill(session, KVCache(shape, len(ids)), ids).argmax()
+    prefill(session, session.new_cache(len(ids)), ids).argmax()
     return (clock() - started) * 1e3
 
 
 def measure(
-    session: Forward, shape: Shape, plan: Plan, clock: Clock = time.perf_counter
+    session: Measured, shape: Shape, plan: Plan, clock: Clock = time.perf_counter
 ) -> Iterator[Row]:
     """A row for each case of the plan, as soon as it is measured."""
     for case in plan.cases():
@@ -180,9 +187,9 @@ def measure(
 
 
 def _samples(
-    session: Forward, shape: Shape, case: Case, repetitions: int, clock: Clock
+    session: Measured, shape: Shape, case: Case, repetitions: int, clock: Clock
 ) -> Iterator[float]:
-    cache = KVCache(shape, case.depth + case.tokens)
+    cache = session.new_cache(case.depth + case.tokens)
     before, ids = _split(random_ids(shape, case.depth + case.tokens), case.depth)
     step = _prefill if case.kind == "pp" else _decode
     if before:

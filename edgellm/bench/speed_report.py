@@ -108,7 +108,7 @@ def line(subject: Subject, row: Row) -> str:
     return _line(
         [
             " ".join(filter(None, (manifest.name, manifest.recipe.get("name")))),
-            f"{_weights_bytes(manifest) / 2**20:.2f} MiB",
+            f"{weights_bytes(manifest) / 2**20:.2f} MiB",
             f"{manifest.shape.parameters / 1e6:.2f} M",
             "+".join(name.removesuffix("ExecutionProvider") for name in subject.backends),
             str(subject.threads),
@@ -138,7 +138,8 @@ def notes(figures: Figures, rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
-def _weights_bytes(manifest: Manifest) -> int:
+def weights_bytes(manifest: Manifest) -> int:
+    """Bytes of the weights files, each counted once."""
     data = {graph.data for graph in manifest.graphs.values()}
     return sum(manifest.files[name].bytes for name in data)
 

@@ -24,6 +24,7 @@ from edgellm.errors import Corrupt, Incompatible
 T = TypeVar("T")
 
 FORMAT = 1
+SHARED, CONCAT = "shared", "concat"
 MANIFEST_NAME = "edgellm.json"
 # A manifest is a few kB; a larger one is not ours and is not worth parsing.
 MANIFEST_LIMIT_BYTES = 4 << 20
@@ -51,6 +52,8 @@ class Shape:
     context_length: int
     parameters: int
     kv_dtype: str = "float32"
+    # Long-rope: beyond that many positions all of them turn at other speeds, cached ones too.
+    rope_switch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,15 @@ class Graph:
     """`kind` is "portable" (standard inputs) or "native" (row-selected logits, see runtime).
 
     `hidden_layer`: after how many layers the output hidden_states is taken; None: there is none.
+    `cache` is SHARED where the graph writes keys and values into the caller's memory, CONCAT where
+    it returns longer ones.
     """
 
     kind: str
     path: str
     data: str
     hidden_layer: int | None = None
+    cache: str = SHARED
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,19 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        raw = asdict(self)
+        # Left out where they say nothing new: a version without these fields reads those bundles,
+        # and refuses the others for what it does not know.
+        _drop(raw["shape"], rope_switch=None)
+        for graph in raw["graphs"].values():
+            _drop(graph, hidden_layer=None, cache=SHARED)
+        return json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
+
+
+def _drop(raw: dict[str, Any], **defaults: Any) -> None:
+    for name, default in defaults.items():
+        if raw[name] == default:
+            del raw[name]
 
 
 def read(folder: Path) -> Manifest:
@@ -143,6 +161,8 @@ def _typed(raw: Mapping[str, Any], key: str, kind: type[T]) -> T:
 def _shape(raw: dict[str, Any]) -> Shape:
     shape = Shape(**raw)
     for key, value in asdict(shape).items():
+        if value is None and key == "rope_switch":
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, str)):
             raise Corrupt(f"shape.{key} must be a number or a name, got {value!r}")
         if isinstance(value, int) and not 0 < value < 1 << 48:
@@ -164,6 +184,8 @@ def _graph(raw: Any) -> Graph:
     layer = graph.hidden_layer
     if layer is not None and (type(layer) is not int or layer < 1):
         raise Corrupt(f"hidden_layer must be a number of layers, got {layer!r}")
+    if graph.cache not in (SHARED, CONCAT):
+        raise Incompatible(f"cache kind {graph.cache!r} is not known to this version; update it")
     return graph
 
 

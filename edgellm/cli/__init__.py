@@ -30,6 +30,7 @@ COMMANDS = {
     "bench": "Measure speed.",
     "eval": "Measure quality.",
     "route": "Decide when to ask a larger model.",
+    "tune": "Compare ways to store a model.",
 }
 INTERRUPTED = 130
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgellm.errors import NotFound, Refused
 from edgellm.runtime.options import LoadOptions
-from edgellm.settings import current
 from edgellm.stream import Event, Request, Sampling
 
 if TYPE_CHECKING:
@@ -47,12 +46,7 @@ def recommended_sampling(reference: str) -> Sampling | None:
 
 def open_confidence(model: LoadedModel) -> Confidence | None:
     """The confidence pack of a model, the user's own first; None when there is none."""
-    from edgellm.routing.confidence import library
+    from edgellm.routing.confidence.library import confidence_pack
     from edgellm.runtime.local import LocalBackend
 
-    if not isinstance(model, LocalBackend):
-        return None
-    try:
-        return library.find(model.bundle.manifest, current().home_folder())
-    except NotFound:
-        return None
+    return confidence_pack(model) if isinstance(model, LocalBackend) else None

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from edgellm.cli.options import gathered, refuse
+
 if TYPE_CHECKING:
-    from edgellm.hub.convert import CalibrationOptions
+    from edgellm.hub import Progress
+    from edgellm.hub.convert import CalibrationOptions, Exporter, Forms, ShrinkOptions
+
+KV_TYPES = ("fp32", "fp16", "int8")
 
 
 class Precision(click.ParamType[str]):
@@ -29,6 +35,56 @@ class Precision(click.ParamType[str]):
         return value
 
 
+def make_shrink(
+    keep_vocab: Path | None,
+    keep_script: str | None,
+    drop_layers: int | None,
+    mlp_width: int | None,
+) -> ShrinkOptions:
+    """What was said of leaving things out."""
+    from edgellm.hub.convert import ShrinkOptions
+
+    scripts = [name.strip() for name in (keep_script or "").split(",")]
+    kept = tuple(name for name in scripts if name)
+    return ShrinkOptions(keep_vocab, kept, drop_layers, mlp_width)
+
+
+shrink_options = gathered(
+    "shrink",
+    make_shrink,
+    click.option(
+        "--keep-vocab", type=Path, metavar="FILE", help="Only tokens that this text needs."
+    ),
+    click.option("--keep-script", metavar="NAME,…", help="Only tokens in these scripts (latin,…)."),
+    click.option(
+        "--drop-layers", type=int, metavar="N", help="Leave out the N layers that change least."
+    ),
+    click.option(
+        "--mlp-width", type=int, metavar="N", help="Keep N neurons of each MLP (costs quality)."
+    ),
+)
+
+
+def make_forms(kv: str | None, ort: bool, qnn: bool) -> Forms:
+    """What was said of the graphs."""
+    from edgellm.hub.convert import Forms
+
+    return Forms(kv, ort, qnn)
+
+
+form_options = gathered(
+    "forms",
+    make_forms,
+    click.option(
+        "--kv",
+        type=click.Choice(KV_TYPES),
+        help="What the KV cache keeps; int8 is calibrated. [fp32; q4f16: fp16]",
+    ),
+    click.option("--ort", is_flag=True, help="Add an .ort file for minimal ONNX Runtimes."),
+    click.option("--qnn", is_flag=True, help="Add graphs of fixed shapes for Qualcomm NPUs."),
+)
+
+
 @click.command("export")
 @click.argument("source")
 @click.option("-o", "--output", type=Path, required=True, metavar="DIR", help="A new folder.")
@@ -37,7 +93,14 @@ class Precision(click.ParamType[str]):
     type=Precision(),
     help="Default: exact (its own blocks) for GGUF, GPTQ and AWQ, int8 for floats.",
 )
-@click.option("--lora", type=Path, metavar="DIR", help="A PEFT adapter to merge.")
+@click.option("--lora", type=Path, metavar="DIR", help="A PEFT adapter.")
+@click.option(
+    "--lora-mode",
+    type=click.Choice(("merge", "runtime")),
+    default="merge",
+    show_default=True,
+    help="Merge it, or make room for it and its like: run --lora.",
+)
 @click.option("--calibrate", is_flag=True, help="Round for the least change of outputs (minutes).")
 @click.option(
     "--calibration", type=Path, metavar="FILE", help="UTF-8 text; else the model's own words."
@@ -46,6 +109,8 @@ class Precision(click.ParamType[str]):
 @click.option(
     "--target-mb", type=float, metavar="MB", help="Calibrate with mixed bits within this size."
 )
+@shrink_options
+@form_options
 @click.option("--offline", is_flag=True, default=None, help="Fetch nothing; fail if it is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -53,10 +118,13 @@ def command(
     output: Path,
     precision: str | None,
     lora: Path | None,
+    lora_mode: str,
     calibrate: bool,
     calibration: Path | None,
     calibration_tokens: int | None,
     target_mb: float | None,
+    shrink: ShrinkOptions,
+    forms: Forms,
     offline: bool | None,
     as_json: bool,
 ) -> None:
@@ -70,22 +138,39 @@ def command(
     edgellm export smollm2-135m -o ./smollm2
     edgellm export ./base -o ./tuned --lora ./adapter
     edgellm export model.gguf -o ./model-int4 --precision int4 --calibrate
+    edgellm export model.gguf -o ./model-latin --keep-script latin
     """
     from edgellm import settings
     from edgellm.hub import HubOptions, Store, Terminal, export_to
-    from edgellm.hub.convert import Exporter
 
     chosen, progress = settings.current({"offline": offline}), Terminal()
-    wanted = None
-    if calibrate or calibration or calibration_tokens is not None or target_mb is not None:
-        wanted = calibrating(chosen.home_folder(), calibration, calibration_tokens, target_mb)
-    # A target chooses its own bits; the name says what the files are most like.
-    named = precision or (None if target_mb is None else "int4")
-    options = HubOptions(chosen.offline, named, lora)
     store = Store(chosen.home_folder())
-    exporter = Exporter(progress, wanted) if wanted else None
-    folder = export_to(output, source, store, options, progress, exporter)
-    report(folder, as_json)
+    if shrink.measured:
+        # Such a text says what can go; calibration has to be asked for by name.
+        shrink, calibration = replace(shrink, text=calibration), calibration if calibrate else None
+    asked = calibrate or calibration or calibration_tokens is not None or target_mb is not None
+    wanted = calibrating(store.home, calibration, calibration_tokens, target_mb) if asked else None
+    # A target chooses its own bits; the name says what the files are most like.
+    precision = precision or (None if target_mb is None else "int4")
+    refuse(lora is None and lora_mode == "runtime", "--lora-mode runtime needs --lora DIR")
+    exporter = special(progress, wanted, shrink, lora_mode == "runtime", forms)
+    options = HubOptions(chosen.offline, precision, lora)
+    report(export_to(output, source, store, options, progress, exporter), as_json)
+
+
+def special(
+    progress: Progress,
+    wanted: CalibrationOptions | None,
+    shrink: ShrinkOptions,
+    lora_at_run_time: bool,
+    forms: Forms,
+) -> Exporter | None:
+    """An exporter for what was asked; None where the hub's own will do."""
+    from edgellm.hub.convert import Exporter, Forms, ShrinkOptions
+
+    asked = (wanted, shrink, lora_at_run_time, forms)
+    plain = asked == (None, ShrinkOptions(), False, Forms())
+    return None if plain else Exporter(progress, *asked)
 
 
 def calibrating(

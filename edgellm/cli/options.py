@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -98,6 +99,7 @@ def make_load_options(
     require_ep: bool | None,
     threads: int | None,
     offline: bool | None,
+    lora: Path | None = None,
 ) -> LoadOptions:
     """LoadOptions of the arguments, the environment and the project file, in this order."""
     said = {
@@ -108,10 +110,11 @@ def make_load_options(
         "offline": offline,
     }
     settings = current(said)
-    chosen = {field.name: getattr(settings, field.name) for field in fields(LoadOptions)}
+    names = {field.name for field in fields(LoadOptions)} - {"lora"}
+    chosen = {name: getattr(settings, name) for name in names}
     # `--ctx auto` overrides a number in the project file.
     chosen["context_tokens"] = chosen["context_tokens"] or None
-    return LoadOptions(**chosen)
+    return LoadOptions(**chosen, lora=lora)
 
 
 sampling_options = gathered(
@@ -149,6 +152,7 @@ load_options = gathered(
     click.option("--require-ep", is_flag=True, default=None, help="Fail where --ep falls back."),
     click.option("--threads", type=int, metavar="N", help="Threads of the runtime."),
     click.option("--offline", is_flag=True, default=None, help="Fetch nothing."),
+    click.option("--lora", type=Path, metavar="DIR", help="A PEFT adapter to answer with."),
 )
 
 

@@ -10,6 +10,7 @@ download   one resumable, verified GET        fetch     one source → files on 
 store      folders, locks, atomic publish     resolve   `open_bundle`, which joins the rest
 """
 
+from edgellm.hub.adapter import read_adapter
 from edgellm.hub.progress import Progress, Silent, Terminal
 from edgellm.hub.reference import Alias, HfRef, LocalRef, PypiRef, Reference, parse
 from edgellm.hub.resolve import HubOptions, export_to, find_bundle, open_bundle
@@ -31,5 +32,6 @@ __all__ = [
     "find_bundle",
     "open_bundle",
     "parse",
+    "read_adapter",
     "store_home",
 ]

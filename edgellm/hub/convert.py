@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +39,32 @@ class CalibrationOptions:
     target_mb: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ShrinkOptions:
+    """What to leave out; see edgellm_export.shrink.Shrink, which has the same fields."""
+
+    keep_vocab: Path | None = None
+    keep_scripts: tuple[str, ...] = ()
+    drop_layers: int | None = None
+    mlp_width: int | None = None
+    text: Path | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether the model has to run on a text to tell what can go."""
+        return self.drop_layers is not None or self.mlp_width is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """What a bundle is made for: `kv` fp32, fp16 or int8, the type of its KV cache (None: that
+    of the activations); `ort`: also in ONNX Runtime's own format; `qnn`: also graphs for NPUs."""
+
+    kv: str | None = None
+    ort: bool = False
+    qnn: bool = False
+
+
 class Converter(Protocol):
     def convert(self, job: Conversion, out: Path) -> None:
         """Fills the empty folder `out` with a bundle."""
@@ -48,7 +74,14 @@ class Converter(Protocol):
 class Exporter:
     """`edgellm_export` as a Converter; MissingExtra when what it needs is not installed."""
 
-    def __init__(self, progress: Progress, calibration: CalibrationOptions | None = None) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        calibration: CalibrationOptions | None = None,
+        shrink: ShrinkOptions | None = None,
+        lora_at_run_time: bool = False,
+        forms: Forms = Forms(),
+    ) -> None:
         missing = [name for name in _NEEDED if find_spec(name) is None]
         if missing:
             raise MissingExtra(
@@ -56,11 +89,15 @@ class Exporter:
             )
         self._progress = progress
         self._calibration = calibration
+        self._shrink = shrink or ShrinkOptions()
+        self._lora_at_run_time = lora_at_run_time
+        self._forms = forms
 
     def convert(self, job: Conversion, out: Path) -> None:
         from edgellm_export.pipeline import Job, export_bundle
         from edgellm_export.quantize.calibrate import CALIBRATION_TOKENS, Calibration
         from edgellm_export.recipe import recipe
+        from edgellm_export.shrink import Shrink
 
         chosen = recipe(job.precision) if job.precision else None
         sampling = generation_keys(job.sampling) if job.sampling else {}
@@ -72,7 +109,10 @@ class Exporter:
                 CALIBRATION_TOKENS if options.tokens is None else options.tokens,
                 target_mb=options.target_mb,
             )
+        shrink = Shrink(**asdict(self._shrink))
         made = Job(job.source, chosen, job.origin, job.name, sampling, job.lora, calibration)
+        made = replace(made, shrink=shrink, lora_at_run_time=self._lora_at_run_time)
+        made = replace(made, **asdict(self._forms))
         export_bundle(made, out, self._progress.notice, self._progress.steps)
 
 

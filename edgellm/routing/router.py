@@ -22,6 +22,7 @@ from edgellm.routing.course import Course
 from edgellm.routing.options import Policy, RouterOptions
 from edgellm.routing.pace import Pace
 from edgellm.routing.policies import Decision, Facts, RemoteFacts, decide
+from edgellm.routing.privacy.guard import Guard as PrivacyGuard
 from edgellm.routing.risk import kept
 from edgellm.routing.seams import (
     Budget,
@@ -54,9 +55,11 @@ class Router:
 
     remotes: descriptions (`edgellm.Remote`), or what can be asked already; lower tiers come first,
     the cheaper ones within a tier.
-    policy: a policy's name, or RouterOptions where more is to be said. UsageError where remotes
-    come without the guard that alone may ask them. `route`, `cascade` and `auto` escalate nothing
-    without `confidence`, a pack bound to the local model.
+    policy: a policy's name, or RouterOptions where more is to be said.
+    confidence: a pack bound to the local model (`edgellm.confidence_pack`); without one `route`,
+    `cascade` and `auto` escalate nothing.
+    guard: what alone may ask a remote; None: the privacy guard as it comes, which keeps requests
+    with personal data here.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Router:
         ledger: Ledger | None = None,
     ) -> None:
         if remotes and guard is None:
-            raise UsageError("a router with remotes needs a privacy guard: guard=...")
+            guard = PrivacyGuard()
         in_order = tuple(sorted(_opened(remotes), key=_rank))
         self.options = policy if isinstance(policy, RouterOptions) else RouterOptions(policy)
         self._parts = Parts(local, in_order, confidence, guard, budget, ledger)

@@ -89,11 +89,11 @@ def token_features(observed: Observed) -> Float64:
     entropy = np.array([t.entropy or 0.0 for t in tokens] or [0.0])
     margin = np.array([t.margin or 0.0 for t in tokens] or [0.0])
     count = len(tokens)
-    falling = np.sort(logprob)
+    rising = np.sort(logprob)
     third = max(1, count // 3)
     guesses = float((logprob < GUESS).sum())
     summary = (
-        logprob.mean(), logprob.sum(), logprob[0], falling[min(1, len(falling) - 1)],
+        logprob.mean(), logprob.sum(), logprob[0], rising[min(1, len(rising) - 1)],
         logprob[-third:].mean(), entropy.mean(), entropy[0],
         entropy[-third:].mean() - entropy[:third].mean(), margin.mean(), margin[0],
         math.log1p(guesses), guesses / max(count, 1), float(logprob.argmin()) / max(count, 1),
@@ -102,12 +102,21 @@ def token_features(observed: Observed) -> Float64:
     )  # fmt: skip
     return np.concatenate(
         [
-            np.quantile(logprob, LOGPROB_QUANTILES),
-            np.quantile(entropy, ENTROPY_QUANTILES),
-            np.quantile(margin, MARGIN_QUANTILES),
+            quantiles(rising, LOGPROB_QUANTILES),
+            quantiles(np.sort(entropy), ENTROPY_QUANTILES),
+            quantiles(np.sort(margin), MARGIN_QUANTILES),
             np.array(summary, np.float64),
         ]
     )
+
+
+def quantiles(rising: Float64, shares: Sequence[float]) -> Float64:
+    """np.quantile of sorted values, without its checks, which take most of its time."""
+    place = np.array(shares) * (len(rising) - 1)
+    below = place.astype(np.int64)
+    above = np.minimum(below + 1, len(rising) - 1)
+    found: Float64 = rising[below] + (rising[above] - rising[below]) * (place - below)
+    return found
 
 
 def repeated(ids: Sequence[int], width: int = 3) -> float:

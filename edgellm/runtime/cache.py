@@ -7,6 +7,7 @@ length, and two prompts share what they begin with.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,15 @@ STEP_TOKENS = 64
 
 class KVCache:
     """`tokens` are the ids whose keys and values are stored; `buffers` alternate key, value of
-    each layer, (1, K, capacity, N) float32. `generation` changes when the buffers move."""
+    each layer, (1, K, capacity, N) of the shape's `kv_dtype`. `generation` changes when the
+    buffers move. `rope_offset`: the row of the rotary table at which position 0 was when they were
+    made."""
 
     def __init__(self, shape: Shape, capacity_tokens: int) -> None:
         self._shape = shape
         self.tokens: list[int] = []
         self.generation = 0
+        self.rope_offset = 0
         self.capacity = -(-capacity_tokens // STEP_TOKENS) * STEP_TOKENS
         self.buffers = self._allocate()
 
@@ -58,8 +62,8 @@ class KVCache:
         del self.tokens[common:]
         return common
 
-    def _allocate(self) -> list[NDArray[np.float32]]:
+    def _allocate(self) -> list[NDArray[Any]]:
         s = self._shape
         shape = (1, s.num_key_value_heads, self.capacity, s.head_dim)
         # Zeroed pages cost nothing until they are written.
-        return [np.zeros(shape, np.float32) for _ in range(2 * s.num_hidden_layers)]
+        return [np.zeros(shape, s.kv_dtype) for _ in range(2 * s.num_hidden_layers)]

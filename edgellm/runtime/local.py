@@ -23,7 +23,7 @@ from edgellm.bundle import template
 from edgellm.device import detect, memory
 from edgellm.device.memory import MemoryPlan
 from edgellm.errors import ContextFull, EdgellmError
-from edgellm.runtime.cache import KVCache
+from edgellm.runtime.concat import open_graph
 from edgellm.runtime.decode import decode, prefill
 from edgellm.runtime.observe import Watcher, make_describe
 from edgellm.runtime.opened import OpenedBundle, open_folder
@@ -83,7 +83,9 @@ def find_folder(reference: str, options: LoadOptions) -> Path:
 def open_session(bundle: OpenedBundle, options: LoadOptions) -> Session:
     """The bundle's native graph in memory, by default with one thread for each usable core."""
     threads = options.threads or detect.usable_cores()
-    return Session(bundle.graph, bundle.manifest.shape, replace(options, threads=threads))
+    adapter = None if options.lora is None else hub.read_adapter(options.lora)
+    shape, options = bundle.manifest.shape, replace(options, threads=threads)
+    return open_graph(bundle.graph, bundle.native, shape, options, adapter)
 
 
 @dataclass(slots=True)
@@ -132,7 +134,7 @@ class LocalBackend:
         self.load_ms = load_ms
         self._session: Session | None = session
         self._limit = options.context_tokens
-        self._cache = KVCache(bundle.manifest.shape, 1)
+        self._cache = session.new_cache(1)
         self._placement = session.placement()
         self._notices = (session.notice,) if session.notice else ()
         self._busy = False
@@ -228,8 +230,9 @@ class LocalBackend:
 
     def close(self) -> None:
         """Free the weights and the cache. Closing twice is fine."""
+        if self._session is not None:
+            self._cache = self._session.new_cache(1)
         self._session = None
-        self._cache = KVCache(self.bundle.manifest.shape, 1)
 
     def __enter__(self) -> LocalBackend:
         return self
@@ -256,7 +259,7 @@ class LogitsModel:
 
     def logits(self, ids: list[int]) -> Iterator[NDArray[np.float32]]:
         """Chunks (R, V), together one row for each id, in order, from an empty cache."""
-        cache = KVCache(self._bundle.manifest.shape, len(ids))
+        cache = self._session.new_cache(len(ids))
         for start in range(0, len(ids), LOGIT_ROWS):
             chunk = ids[start : start + LOGIT_ROWS]
             yield self._session.forward(chunk, range(len(chunk)), cache).copy()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgellm.bundle import generation, template, tokenizer
 from edgellm.bundle.generation import GenerationDefaults
-from edgellm.bundle.manifest import Manifest
+from edgellm.bundle.manifest import CONCAT, Graph, Manifest
 from edgellm.bundle.open import verify
 from edgellm.bundle.template import ChatTemplate
 from edgellm.bundle.tokenizer import Tokenizer
@@ -29,12 +29,17 @@ class OpenedBundle:
     defaults: GenerationDefaults
 
     @property
-    def graph(self) -> Path:
-        """The native graph; Incompatible when the bundle has none."""
+    def native(self) -> Graph:
+        """The graph that is run here; Incompatible when the bundle has none."""
         graph = self.manifest.graphs.get("native")
         if graph is None:
             raise Incompatible(f"{self.folder} has no native graph; export the model again")
-        return self.folder / graph.path
+        return graph
+
+    @property
+    def graph(self) -> Path:
+        """The native graph's file."""
+        return self.folder / self.native.path
 
     def encode(self, request: Request, prefix: str = "") -> list[int]:
         """The prompt's token ids; UsageError when it is empty or has no template to go through.
@@ -77,6 +82,7 @@ class OpenedBundle:
             CHUNK_TOKENS,
             detect.available_memory_mb(),
             logit_rows,
+            memory.CONCAT_CACHES if self.native.cache == CONCAT else 1,
         )
 
 

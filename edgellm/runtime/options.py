@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgellm.errors import UsageError
 
@@ -17,7 +18,7 @@ class LoadOptions:
     `context_tokens` None means: as much as the request and the memory plan allow. `provider`
     "auto" takes the best one that is installed; `require_provider` refuses to fall back from a
     named one to the CPU. `threads` None leaves the number to the runtime. `offline` fetches
-    nothing.
+    nothing. `lora` is the folder of an adapter for a bundle that was exported with room for one.
     """
 
     context_tokens: int | None = None
@@ -25,6 +26,7 @@ class LoadOptions:
     require_provider: bool = False
     threads: int | None = None
     offline: bool = False
+    lora: Path | None = None
 
     def __post_init__(self) -> None:
         if self.context_tokens is not None and self.context_tokens < 1:

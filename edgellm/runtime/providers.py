@@ -1,8 +1,9 @@
 """Which execution provider runs a graph, and what really ran where.
 
 The native graph computes in float32, which ONNX Runtime's CUDA attention does not take
-(docs/OperatorKernels.md: GroupQueryAttention on CUDA is float16 or bfloat16), so this version runs
-on the CPU and says so when something else was asked for.
+(docs/OperatorKernels.md: GroupQueryAttention on CUDA is float16 or bfloat16), and
+float16 graphs (q4f16) were not run there for lack of a GPU: this version runs on the CPU and says
+so when something else was asked for.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def choose(wanted: str, required: bool, installed: Sequence[str]) -> Choice:
     why = (
         f"{name} is not in the installed onnxruntime"
         if name not in installed
-        else f"{name} has no float32 attention and this bundle has no float16 graph"
+        else f"{name} has no float32 attention, and float16 graphs are not tried on it yet"
     )
     if required:
         raise Refused(f"{why}; leave --require-ep out to run on the CPU")

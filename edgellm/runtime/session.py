@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgellm.bundle.manifest import Shape
 from edgellm.errors import Corrupt, EdgellmError, Incompatible, MissingExtra
 from edgellm.runtime import providers
+from edgellm.runtime.adapter import Adapter, fill
 from edgellm.runtime.cache import KVCache
 from edgellm.runtime.options import LoadOptions
 from edgellm.stream import Placement
@@ -30,6 +31,14 @@ TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
 HIDDEN = "hidden_states"
 # Bindings kept for a cache: decoding, full prefill chunks and the last, shorter chunk.
 KEPT_BINDINGS = 3
+# Tokens at once when a cache is made again.
+TURNED_TOKENS = 128
+# What a manifest calls a cache's type, and what ONNX Runtime does.
+_CACHE_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "int8": "tensor(int8)",
+}
 
 
 def load_onnxruntime() -> ModuleType:
@@ -55,6 +64,7 @@ class _Bound:
     last: NDArray[np.int32]
     total: NDArray[np.int32]
     rows: NDArray[np.int64]
+    offset: NDArray[np.int64]
     logits: Float32
     hidden: Float32
     keep: Sequence[object]
@@ -63,7 +73,9 @@ class _Bound:
 class Session:
     """A loaded graph. One caller at a time; `notice` says what differs from what was asked for."""
 
-    def __init__(self, graph: Path, shape: Shape, options: LoadOptions) -> None:
+    def __init__(
+        self, graph: Path, shape: Shape, options: LoadOptions, adapter: Adapter | None = None
+    ) -> None:
         self._ort = load_onnxruntime()
         chosen = providers.choose(
             options.provider, options.require_provider, self._ort.get_available_providers()
@@ -71,6 +83,9 @@ class Session:
         self.shape = shape
         self.notice = chosen.notice
         self._session = _open(self._ort, graph, chosen.provider, options.threads)
+        _check_cache_type(self._session, graph, shape)
+        inputs = {value.name: value.shape for value in self._session.get_inputs()}
+        self._adapter = fill(inputs, adapter)
         # False: the bundle was exported before graphs had this output.
         self.shows_hidden = any(out.name == HIDDEN for out in self._session.get_outputs())
         self._bound: dict[tuple[int, int, int, int, bool], _Bound] = {}
@@ -78,6 +93,10 @@ class Session:
     def placement(self) -> dict[str, Placement]:
         """What each execution provider carries."""
         return providers.placement(self._session)
+
+    def new_cache(self, capacity_tokens: int) -> KVCache:
+        """An empty cache of the kind that this graph uses."""
+        return KVCache(self.shape, capacity_tokens)
 
     def forward(self, ids: Sequence[int], rows: Sequence[int], cache: KVCache) -> Float32:
         """Logits (R, V) after the `rows` of the new `ids`, which join the cache.
@@ -96,6 +115,27 @@ class Session:
         return bound.logits[0, : len(rows)], bound.hidden[0]
 
     def _run(self, ids: Sequence[int], rows: Sequence[int], cache: KVCache, hidden: bool) -> _Bound:
+        self._turn(cache, len(cache) + len(ids))
+        return self._pass(ids, rows, cache, hidden)
+
+    def _turn(self, cache: KVCache, total: int) -> None:
+        """Makes the cache again where long-rope turns its tokens at another speed from now on.
+
+        As transformers does when a text outgrows the original window, and back when it is cut.
+        """
+        switch = self.shape.rope_switch
+        offset = switch if switch is not None and total > switch else 0
+        if offset == cache.rope_offset:
+            return
+        cache.rope_offset = offset
+        ids = cache.tokens[:]
+        cache.tokens.clear()
+        for start in range(0, len(ids), TURNED_TOKENS):
+            self._pass(ids[start : start + TURNED_TOKENS], [], cache, False)
+
+    def _pass(
+        self, ids: Sequence[int], rows: Sequence[int], cache: KVCache, hidden: bool
+    ) -> _Bound:
         new = len(ids)
         cache.reserve(len(cache) + new)
         # One row at least: ONNX Runtime's ReduceSum loses an axis of an empty tensor.
@@ -104,10 +144,11 @@ class Session:
         bound.rows[:] = rows or 0
         bound.last[0] = len(cache) + new - 1
         bound.total[...] = len(cache) + new
+        bound.offset[...] = cache.rope_offset
         try:
             self._session.run_with_iobinding(bound.binding)
         except Exception as error:
-            raise EdgellmError(f"the model could not be run: {_one_line(error)}") from error
+            raise cannot_run(error) from error
         cache.tokens.extend(ids)
         return bound
 
@@ -143,6 +184,11 @@ class Session:
         bind("last_position", last)
         bind("total_positions", total)
         bind("logit_rows", chosen)
+        offset = np.zeros((), np.int64)
+        if self.shape.rope_switch is not None:
+            bind("rope_offset", offset)
+        for name, array in self._adapter.items():
+            bind(name, array)
         for i, buffer in enumerate(cache.buffers):
             name = f"{i // 2}.{('key', 'value')[i % 2]}"
             bind(f"past_key_values.{name}", buffer, f"present.{name}")
@@ -157,7 +203,7 @@ class Session:
         states = np.zeros((1, new * hidden, self.shape.hidden_size), np.float32)
         if hidden:
             bind_output(HIDDEN, states)
-        return _Bound(binding, ids, last, total, chosen, logits, states, keep)
+        return _Bound(binding, ids, last, total, chosen, offset, logits, states, keep)
 
 
 def _open(ort: ModuleType, graph: Path, provider: str, threads: int | None) -> Any:
@@ -177,6 +223,25 @@ def _open(ort: ModuleType, graph: Path, provider: str, threads: int | None) -> A
     # Without this an error on an accelerator is retried on the CPU, silently.
     session.disable_fallback()
     return session
+
+
+def _check_cache_type(session: Any, graph: Path, shape: Shape) -> None:
+    """Incompatible unless the graph's cache is what the manifest says: buffers are made of that."""
+    wanted = _CACHE_TYPES.get(shape.kv_dtype)
+    if wanted is None:
+        known = ", ".join(_CACHE_TYPES)
+        raise Incompatible(f"unknown KV cache type {shape.kv_dtype!r}; known are {known}")
+    found = {value.type for value in session.get_inputs() if value.name.startswith("past")}
+    if found - {wanted}:
+        raise Incompatible(
+            f"{graph} keeps {', '.join(sorted(found))} in its cache, the manifest says {wanted}; "
+            "export the model again"
+        )
+
+
+def cannot_run(error: Exception) -> EdgellmError:
+    """What a run that failed is to the caller."""
+    return EdgellmError(f"the model could not be run: {_one_line(error)}")
 
 
 def _one_line(error: Exception) -> str:

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgellm_export import static
 from edgellm_export.data import DataFile, Stored
-from edgellm_export.graph import FLOAT, Graph, Value
+from edgellm_export.graph import FLOAT, FLOAT16, INT8, Graph, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,14 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where the new tokens stand: S + T - 1 of each row (int32, B), and S + T (int32 scalar)."""
+    """Where the new tokens stand: S + T - 1 of each row (int32, B), and S + T (int32 scalar).
+
+    `rows` of the rotary table for each token (int64, B, T); None: its position.
+    """
 
     last: Value
     total: Value
+    rows: Value | None = None
 
 
 def store_rope(
@@ -73,7 +79,21 @@ def store_rope(
     )
 
 
+def joined_ropes(
+    data: DataFile, tables: Sequence[tuple[NDArray[np.float64], int]], factor: float
+) -> Rope:
+    """One table after another: frequencies (R / 2,) and how many positions each is for."""
+    angles = np.concatenate([np.outer(np.arange(n), turns) for turns, n in tables])
+    return Rope(
+        data.append("rope.cos", (factor * np.cos(angles)).astype(np.float32)),
+        data.append("rope.sin", (factor * np.sin(angles)).astype(np.float32)),
+    )
+
+
 def rms_norm(g: Graph, x: Value, weight: Stored, eps: float) -> Value:
+    x = g.to(x, FLOAT)
+    if g.static:
+        return static.rms_norm(g, x, weight, eps)
     return g.op("SimplifiedLayerNormalization", x, g.weight(weight), axis=-1, epsilon=eps)
 
 
@@ -81,6 +101,9 @@ def add_rms_norm(
     g: Graph, x: Value, residual: Value, weight: Stored, eps: float
 ) -> tuple[Value, Value]:
     """The normalised sum of x and residual, and the sum itself: the new residual."""
+    x, residual = g.to(x, FLOAT), g.to(residual, FLOAT)
+    if g.static:
+        return static.add_rms_norm(g, x, residual, weight, eps)
     normalised, mean, deviation, total = g.ops(
         "SkipSimplifiedLayerNormalization", x, residual, g.weight(weight), outputs=4, epsilon=eps
     )
@@ -123,26 +146,59 @@ def attention(
     qkv (B, T, (H + 2 K) * N) holds the packed heads of the new tokens, or three values each their
     own; without `rope` they are not turned. Returns (B, T, H * N).
     """
+    if g.static:
+        parts = split_heads(g, qkv, heads) if isinstance(qkv, Value) else qkv
+        return static.attention(g, g.static, parts, layer, heads, rope, scores)
+    stored = _KV_TYPES[g.kv.dtype]
     shape = ("batch_size", heads.kv, "past_sequence_length", heads.width)
-    past = [g.input(f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value")]
+    past = [g.input(f"past_key_values.{layer}.{part}", stored, shape) for part in ("key", "value")]
     new = (qkv, None, None) if isinstance(qkv, Value) else qkv
+    # The kernel stores float16 only when it also computes with it.
+    computed = FLOAT16 if stored == FLOAT16 else g.activations
+    turned = [] if rope is None else _rope_inputs(g, rope, position, computed)
     y, key, value = g.ops(
         "GroupQueryAttention",
-        *new,
+        *(part and g.to(part, computed) for part in new),
         *past,
         position.last,
         position.total,
-        *((g.weight(rope.cos), g.weight(rope.sin)) if rope else ()),
+        *turned,
+        *_kv_scales(g, layer, len(turned)),
         outputs=3,
         num_heads=heads.query,
         kv_num_heads=heads.kv,
         do_rotary=1 if rope else 0,
         **_score_attributes(scores),
+        **_kv_attributes(g),
     )
     shape = ("batch_size", heads.kv, "total_sequence_length", heads.width)
-    g.output(f"present.{layer}.key", key, FLOAT, shape)
-    g.output(f"present.{layer}.value", value, FLOAT, shape)
-    return y
+    g.output(f"present.{layer}.key", key, stored, shape)
+    g.output(f"present.{layer}.value", value, stored, shape)
+    return g.to(y, g.activations)
+
+
+def _rope_inputs(g: Graph, rope: Rope, position: Position, dtype: ir.DataType) -> list[Value]:
+    tables = [g.to(g.weight(table), dtype) for table in (rope.cos, rope.sin)]
+    return tables if position.rows is None else [*tables, position.rows]
+
+
+_KV_TYPES = {"float32": FLOAT, "float16": FLOAT16, "int8": INT8}
+
+
+def _kv_scales(g: Graph, layer: int, before: int) -> Sequence[Value | None]:
+    """What an integer cache needs, as inputs behind that many of the five optional ones before."""
+    if not g.kv.scales:
+        return ()
+    # One scale for each channel of each head, broadcast over batch and positions.
+    steps = [g.constant(scale[None, :, None, :]) for scale in g.kv.scales[layer]]
+    return (*[None] * (5 - before), *steps)
+
+
+def _kv_attributes(g: Graph) -> dict[str, int | str]:
+    if not g.kv.scales:
+        return {}
+    kind = "PER_CHANNEL"
+    return {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": 8}
 
 
 def _score_attributes(scores: Scores) -> dict[str, float]:
@@ -155,7 +211,8 @@ def _score_attributes(scores: Scores) -> dict[str, float]:
 
 
 def scaled(g: Graph, x: Value, factor: float) -> Value:
-    return g.op("Mul", x, g.constant(np.array(factor, np.float32)))
+    constant = g.constant(np.array(factor, np.float32))
+    return g.op("Mul", x, g.to(constant, g.dtype(x)))
 
 
 def softcapped(g: Graph, x: Value, cap: float | None) -> Value:

@@ -25,6 +25,8 @@ TRANSFORMERS_JS_DTYPES = {
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # It refuses a decoder whose name it does not know (src/models/model_type.h), and runs all alike.
 GENAI_TYPES = {"olmo2": "olmo", "qwen3_moe": "qwen3"}
+# Keys whose null is not "left out": transformers would take Mistral's window of 4096 for that.
+MEANT_NULLS = ("sliding_window",)
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -34,8 +36,10 @@ def write_configs(
     shape: Shape,
     portable: str,
     sampling: Mapping[str, Any],
+    genai: bool = True,
 ) -> None:
-    """Every file that is not a graph, weights or the manifest; `portable` is the graph's path."""
+    """Every file that is not a graph, weights or the manifest; `portable` is the graph's path.
+    `genai`: onnxruntime-genai can run it."""
     text = checkpoint.text_files()
     generation = _generation(checkpoint.config, sampling, text.generation_config)
     tokenizer_json = _tokenizer_json(text.tokenizer_json)
@@ -43,7 +47,8 @@ def write_configs(
     _json(folder / "tokenizer_config.json", _tokenizer_config(text))
     _json(folder / "generation_config.json", generation)
     _json(folder / "config.json", _config(checkpoint, portable))
-    _json(folder / "genai_config.json", _genai(shape, portable, generation))
+    if genai:
+        _json(folder / "genai_config.json", _genai(shape, portable, generation))
     if text.chat_template is not None:
         (folder / "chat_template.jinja").write_text(text.chat_template, encoding="utf-8")
 
@@ -107,7 +112,8 @@ def _tokenizer_config(text: TextFiles) -> dict[str, Any]:
 def _config(checkpoint: Checkpoint, portable: str) -> dict[str, Any]:
     """Hugging Face's own keys, and what transformers.js needs to find graph and weights."""
     file_name = portable.rpartition("/")[2]
-    config = {key: value for key, value in checkpoint.config.items() if value is not None}
+    said = checkpoint.config.items()
+    config = {key: value for key, value in said if value is not None or key in MEANT_NULLS}
     external = {"use_external_data_format": {file_name: 1}}
     dtype = TRANSFORMERS_JS_DTYPES[file_name.removeprefix("model").removesuffix(".onnx")]
     return {**config, "transformers.js_config": {"dtype": dtype, **external}}

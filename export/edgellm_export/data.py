@@ -29,6 +29,22 @@ class Stored:
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 
+@dataclass(frozen=True, slots=True)
+class StoredSteps:
+    """Stored scales that are products of two arrays (see weights.Steps)."""
+
+    coarse: Stored
+    steps: Stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.steps.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.coarse.nbytes + self.steps.nbytes
+
+
 class DataFile:
     """An append-only file of arrays. `sha256` covers what has been written so far."""
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from edgellm.errors import Incompatible
 from edgellm_export.data import Stored
-from edgellm_export.graph import EXACT, FLOAT, Attribute, Graph, Value
-from edgellm_export.linear import Matrix, linear
+from edgellm_export.graph import EXACT, FLOAT, FLOAT16, Attribute, Graph, Value
+from edgellm_export.linear import Matrix, floats, linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,10 @@ class Experts:
 
 def mixture(g: Graph, x: Value, w: Experts) -> Value:
     """The weighted sum of the chosen experts' down(silu(gate(x)) * up(x)): (B, T, D)."""
+    if g.activations == FLOAT16 or g.static:
+        raise Incompatible(
+            "experts are float32 nodes, which only the CPU runs; use --precision int4"
+        )
     logits = linear(g, x, w.router)  # (B, T, E)
     flat = g.op("Reshape", logits, g.constant(np.array([-1, w.count], np.int64)))
     if w.gate_up.scales and not (w.gate_up.bits == 8 and g.accuracy_level == EXACT):
@@ -126,7 +130,7 @@ def _codes(g: Graph, m: Matrix, count: int) -> Value:
 def _scales(g: Graph, m: Matrix, count: int) -> Value:
     if m.scales is None:
         raise ValueError("only blocks have scales")
-    return _float32(g, m.scales, (count, m.shape[0] // count, m.shape[1] // m.block_size))
+    return floats(g, m.scales, (count, m.shape[0] // count, m.shape[1] // m.block_size))
 
 
 def _zeros(g: Graph, m: Matrix, count: int) -> Value | None:

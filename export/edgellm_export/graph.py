@@ -21,13 +21,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgellm_export.data import Stored
+from edgellm_export.kv import FLOAT32_KV, KVType
+from edgellm_export.static import Static
 
 Value = ir.Value
 Dim = int | str
-Attribute = int | float | str | Sequence[int] | Sequence[float]
+Attribute = int | float | str | Sequence[int] | Sequence[float] | ir.Attr
 
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
-FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+FLOAT, FLOAT16, INT8 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8
 
 # Opset 21: the newest that transformers.js, genai and optimum load alike.
 OPSET, IR_VERSION = 21, 10
@@ -57,8 +59,19 @@ class Graph:
 
     def __init__(self, name: str, data_file: str, accuracy_level: int = FAST) -> None:
         self.accuracy_level = accuracy_level
+        self.opset = OPSET
         # True: a quantized embedding is spelled in standard operators (blocks.embedding).
         self.spell_embedding = False
+        # True: matrices with slots take a run-time adapter (linear.linear).
+        self.adapters = False
+        # How blocks.attention stores keys and values.
+        self.kv: KVType = FLOAT32_KV
+        # FLOAT16: products and attention compute in it; norms and the residual stream never do,
+        # since float16 ends at 65,504 and a sum of squares gets there soon.
+        self.activations = FLOAT
+        # Shapes that are fixed, which turns blocks and products into those of `static`.
+        self.static: Static | None = None
+        self._half: set[Value] = set()
         self._name = name
         self._data_file = data_file
         self._scopes: list[str] = []
@@ -106,7 +119,20 @@ class Graph:
         for i, value in enumerate(node.outputs):
             value.name = f"{name}/output_{i}"
         self._nodes.append(node)
+        to_half = attributes.get("to") == int(FLOAT16) if op_type == "Cast" else None
+        if to_half or (to_half is None and not self._half.isdisjoint(filter(None, inputs))):
+            self._half.update(node.outputs)
         return node.outputs
+
+    def to(self, value: Value, dtype: ir.DataType) -> Value:
+        """`value`, a float, as FLOAT or FLOAT16. Casts of constants are folded once, at load."""
+        if (value in self._half) == (dtype == FLOAT16):
+            return value
+        return self.op("Cast", value, to=int(dtype))
+
+    def dtype(self, value: Value) -> ir.DataType:
+        """FLOAT16 or FLOAT, whichever `value`, a float, is."""
+        return FLOAT16 if value in self._half else FLOAT
 
     def omit(self, *values: Value) -> None:
         """Optional outputs that nobody wants: an unnamed one is not computed."""
@@ -136,7 +162,14 @@ class Graph:
                 name=name,
             )
             self._initializers[key] = _initializer(name, tensor, shape)
+            if stored.dtype == np.float16:
+                self._half.add(self._initializers[key])
         return self._initializers[key]
+
+    @property
+    def outputs(self) -> Sequence[Value]:
+        """All outputs so far."""
+        return self._outputs
 
     @property
     def nodes(self) -> Sequence[ir.Node]:
@@ -156,12 +189,14 @@ class Graph:
 
     def save(self, path: Path) -> None:
         """Write the graph; the data file stays as it is, beside it."""
+        # Nodes that were dropped still count as users of their values.
+        used = {value for node in self._nodes for value in node.inputs}
         graph = ir.Graph(
             self._inputs,
             self._outputs,
             nodes=self._nodes,
-            initializers=[value for value in self._initializers.values() if value.uses()],
-            opset_imports={"": OPSET, MICROSOFT: 1},
+            initializers=[value for value in self._initializers.values() if value in used],
+            opset_imports={"": self.opset, MICROSOFT: 1},
             name=self._name,
         )
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgellm")

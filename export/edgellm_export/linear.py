@@ -6,12 +6,23 @@ docs/ContribOperators.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx_ir as ir
 
-from edgellm_export.data import Stored
+from edgellm.errors import Incompatible
+from edgellm_export import static
+from edgellm_export.data import Stored, StoredSteps
 from edgellm_export.graph import FLOAT, Graph, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Room for a run-time adapter: `rows` of a matrix's outputs, the checkpoint's layer `stem`."""
+
+    stem: str
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,26 +31,29 @@ class Matrix:
 
     `parts` are matrices of different formats whose outputs stand side by side; the fields between
     are then those of the first.
-    `bias` (out,) is added to what it computes.
+    `bias` (out,) is added to what it computes. `slots` cover its outputs in order, or are none.
     """
 
     shape: tuple[int, int]
     values: Stored
     bits: int = 0
     block_size: int = 0
-    scales: Stored | None = None
+    scales: Stored | StoredSteps | None = None
     zero_points: Stored | None = None
-    minima: Stored | None = None
+    minima: Stored | StoredSteps | None = None
     lowest: int = 0
     bias: Stored | None = None
     parts: tuple[Matrix, ...] = ()
+    slots: tuple[Slot, ...] = ()
 
 
 def embedding(g: Graph, ids: Value, table: Matrix) -> Value:
-    """Rows of the table: ids (B, T) to (B, T, D)."""
+    """Rows of the table: ids (B, T) to (B, T, D), float32: the residual stream begins here."""
+    if g.static:
+        return ids  # fixed shapes begin at the rows, see io.static
     inner = table.shape[1]
     if not table.scales:
-        return _float32(g, g.op("Gather", g.weight(table.values), ids), table.values)
+        return g.to(g.op("Gather", g.weight(table.values), ids), FLOAT)
     rows = _spelled_rows(g, ids, table) if g.spell_embedding else _fused_rows(g, ids, table)
     if not table.minima:
         return rows
@@ -56,7 +70,7 @@ def _fused_rows(g: Graph, ids: Value, table: Matrix) -> Value:
         "GatherBlockQuantized",
         g.weight(table.values, (table.shape[0], table.shape[1] * table.bits // 8)),
         ids,
-        _float32(g, g.weight(table.scales), table.scales),
+        floats(g, table.scales, table.scales.shape),
         _explicit_zeros(g, table),
         bits=table.bits,
         block_size=table.block_size,
@@ -78,7 +92,7 @@ def _spelled_rows(g: Graph, ids: Value, table: Matrix) -> Value:
         padded = g.op("Reshape", _unpacked(g, packed, table.bits), _ints(g, 0, 0, -1))
         kept = g.op("Slice", padded, _ints(g, 0), _ints(g, blocks), _ints(g, 2))
         zeros = g.op("Unsqueeze", kept, _ints(g, -1))
-    scales = _float32(g, g.op("Gather", g.weight(table.scales), ids), table.scales)
+    scales = _scales_of_rows(g, ids, table.scales)
     rows = g.op("Mul", g.op("Sub", codes, zeros), g.op("Unsqueeze", scales, _ints(g, -1)))
     return g.op("Reshape", rows, _ints(g, 0, 0, table.shape[1]))
 
@@ -105,17 +119,25 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     block. Centred like this, the int8 rounding of x is not amplified by the minimum (mean KL of
     SmolLM2-135M Q4_1 against float32: 0.004; with zero point 0: 0.014).
     """
+    x = g.to(x, g.activations)
     if w.parts:
         return g.op("Concat", *(linear(g, x, part) for part in w.parts), axis=-1)
+    if w.slots and g.adapters:
+        return g.op("Add", linear(g, x, replace(w, slots=())), _low_rank(g, x, w))
     out, inner = w.shape
+    if g.static and w.minima:
+        raise Incompatible("NPUs have no product with block minima; use --precision int4 or int8")
     if not w.scales:
-        y = g.op("FusedMatMul", x, _float32(g, g.weight(w.values), w.values), transB=1)
+        values = g.to(g.weight(w.values), g.activations)
+        if g.static:
+            return _add_bias(g, static.dense(g, x, values), w)
+        y = g.op("FusedMatMul", x, values, transB=1)
         return _add_bias(g, y, w)
     y = g.op(
         "MatMulNBits",
         x,
         g.weight(w.values),
-        _float32(g, g.weight(w.scales), w.scales),
+        floats(g, w.scales, w.scales.shape, g.activations),
         g.weight(w.zero_points) if w.zero_points else None,
         K=inner,
         N=out,
@@ -131,17 +153,49 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     sums = g.op("ReduceSum", blocks, _ints(g, -1), keepdims=0)
     # Three axes keep ONNX Runtime from packing this matrix: a single row streams it from memory,
     # and in its own layout that takes half the time.
-    shift = _block_shift(g, w, (1, out, inner // w.block_size))
+    shift = g.to(_block_shift(g, w, (1, out, inner // w.block_size)), g.activations)
     return g.op("Add", y, g.op("FusedMatMul", sums, shift, transB=1))
 
 
+def _low_rank(g: Graph, x: Value, w: Matrix) -> Value:
+    """x @ A.T @ B.T of every slot side by side, (B, T, out); A (r, inner) and B (rows, r) are
+    inputs. A slot that is not used has r = 0 and gives zeros.
+
+    Hu et al., arXiv:2106.09685. ONNX Runtime's own adapters have no effect on bound inputs.
+    """
+    changes = []
+    for slot in w.slots:
+        rank = f"{slot.stem}.rank"
+        a = g.input(f"{slot.stem}.lora_A", FLOAT, (rank, w.shape[1]))
+        b = g.input(f"{slot.stem}.lora_B", FLOAT, (slot.rows, rank))
+        narrow = g.op("FusedMatMul", x, g.to(a, g.activations), transB=1)
+        changes.append(g.op("FusedMatMul", narrow, g.to(b, g.activations), transB=1))
+    return changes[0] if len(changes) == 1 else g.op("Concat", *changes, axis=-1)
+
+
 def _add_bias(g: Graph, y: Value, w: Matrix) -> Value:
-    return g.op("Add", y, g.weight(w.bias)) if w.bias else y
+    return g.op("Add", y, g.to(g.weight(w.bias), g.activations)) if w.bias else y
 
 
-def _float32(g: Graph, value: Value, stored: Stored) -> Value:
-    """`value` as float32. Casts of constants are folded once, at load."""
-    return value if stored.dtype == np.float32 else g.op("Cast", value, to=int(FLOAT))
+def floats(
+    g: Graph, stored: Stored | StoredSteps, shape: tuple[int, ...], dtype: ir.DataType = FLOAT
+) -> Value:
+    """Scales or minima as `dtype`, seen in `shape`; made of constants, once, at load."""
+    if isinstance(stored, Stored):
+        return g.to(g.weight(stored, shape), dtype)
+    rows, coarse = stored.coarse.shape
+    fine = g.op(
+        "Cast", g.weight(stored.steps, (rows, coarse, stored.shape[1] // coarse)), to=int(FLOAT)
+    )
+    wide = g.to(g.weight(stored.coarse, (rows, coarse, 1)), FLOAT)
+    return g.to(g.op("Reshape", g.op("Mul", fine, wide), _ints(g, *shape)), dtype)
+
+
+def _scales_of_rows(g: Graph, ids: Value, stored: Stored | StoredSteps) -> Value:
+    """float32 (B, T, blocks); rows of float16 are widened only when they are asked for."""
+    if isinstance(stored, Stored):
+        return g.to(g.op("Gather", g.weight(stored), ids), FLOAT)
+    return g.op("Gather", floats(g, stored, stored.shape), ids)
 
 
 def _block_shift(g: Graph, w: Matrix, shape: tuple[int, ...]) -> Value:
@@ -149,9 +203,8 @@ def _block_shift(g: Graph, w: Matrix, shape: tuple[int, ...]) -> Value:
     if w.minima is None or w.scales is None:
         raise ValueError("only blocks with minima have a shift")
     middle = g.constant(np.array((1 << (w.bits - 1)) - w.lowest, np.float32))
-    scales = _float32(g, g.weight(w.scales, shape), w.scales)
-    minima = _float32(g, g.weight(w.minima, shape), w.minima)
-    return g.op("Add", minima, g.op("Mul", scales, middle))
+    scales = g.op("Mul", floats(g, w.scales, shape), middle)
+    return g.op("Add", floats(g, w.minima, shape), scales)
 
 
 def _explicit_zeros(g: Graph, w: Matrix) -> Value:

@@ -28,4 +28,5 @@ def gated_gelu_mlp(g: Graph, x: Value, gate_up: Matrix, down: Matrix) -> Value:
     FastGelu, because some providers take the standard Gelu's `approximate` for "none".
     """
     gate, up = halves(g, x, gate_up)
-    return linear(g, g.op("Mul", g.op("FastGelu", gate), up), down)
+    gelu = g.op("Gelu", gate, approximate="tanh") if g.static else g.op("FastGelu", gate)
+    return linear(g, g.op("Mul", gelu, up), down)

@@ -5,35 +5,41 @@ The manifest is written last, so a folder without one is an export that did not 
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgellm.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, Shape, Source
 from edgellm.bundle.manifest import Graph as GraphFile
+from edgellm.bundle.manifest import Manifest, Shape, Source
 from edgellm.errors import StorageFailed, UsageError
-from edgellm.version import version
-from edgellm_export import arch, io, verify
+from edgellm_export import arch, changes, io, optimum, verify
 from edgellm_export.arch import Architecture
 from edgellm_export.checkpoint import Checkpoint
-from edgellm_export.checkpoint.lora import REQUANTIZED, LoraCheckpoint
-from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.configs import write_configs
-from edgellm_export.data import DataFile, Stored
-from edgellm_export.graph import EXACT, Graph
+from edgellm_export.data import DataFile
+from edgellm_export.drawing import Drawn, Model, draw
+from edgellm_export.kv import KV_WORDS, KVDtype, KVType, kv_dtype
 from edgellm_export.progress import Notice, Steps, silent, uncounted
-from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate
-from edgellm_export.recipe import Integer, Keep, Recipe, Treatment, describe, recipe
-from edgellm_export.store import Place, StoredWeights, WeightStore, stored_suffix
+from edgellm_export.publish import Finished, publish, weight_bytes
+from edgellm_export.quantize import kv
+from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate, read_text
+from edgellm_export.recipe import Keep, Recipe, recipe
+from edgellm_export.shrink import Shrink, Shrunk
+from edgellm_export.store import StoredWeights, WeightStore, stored_suffix
+from edgellm_export.targets import ort, qnn
+from edgellm_export.verify import Watch
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to export. `recipe` None: what suits the source (see `default_recipe`); `sampling`: keys
-    of generation_config.json that the source may lack; `lora`: folder of an adapter to merge."""
+    of generation_config.json that the source may lack; `lora`: folder of an adapter, merged unless
+    `lora_at_run_time` only makes room for it and its like; `shrink`: what to leave out; `kv`:
+    what the KV cache keeps (kv.KV_DTYPES), None: the type of the activations; `ort`: also an .ort
+    file (targets.ort); `qnn`: also graphs for NPUs (targets.qnn); `tracer`: the Python that has
+    optimum, for architectures without a builder of ours."""
 
     source: Path
     recipe: Recipe | None
@@ -42,6 +48,26 @@ class Job:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     lora: Path | None = None
     calibration: Calibration | None = None
+    shrink: Shrink = field(default_factory=Shrink)
+    lora_at_run_time: bool = False
+    kv: str | None = None
+    ort: bool = False
+    qnn: bool = False
+    tracer: Path = Path(sys.executable)
+
+    def __post_init__(self) -> None:
+        # What does not go together is refused before anything is calibrated.
+        kv_dtype(self.kv, self.recipe.activations if self.recipe else "float32")
+        if self.lora_at_run_time and self.shrink.measured:
+            raise UsageError(
+                "an adapter at run time fits whole layers; merge it, or leave out --drop-layers "
+                "and --mlp-width"
+            )
+
+    @property
+    def merged(self) -> Path | None:
+        """The adapter that is merged."""
+        return None if self.lora_at_run_time else self.lora
 
 
 def default_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -59,54 +85,70 @@ def export_bundle(
     does not compute it, StorageFailed a disk that is full. After an error `out` is not a bundle.
     """
     try:
-        return _export(job, out, notice, steps)
+        return _export(job, out, Watch(notice, steps))
     except OSError as error:
         raise StorageFailed(f"cannot write {out}: {error.strerror or error}") from error
 
 
-def _export(job: Job, out: Path, notice: Notice, steps: Steps) -> Manifest:
-    checkpoint = _open(job)
+def _export(job: Job, out: Path, watch: Watch) -> Manifest:
+    if optimum.serves(job.source):
+        from edgellm_export.optimum.pipeline import export_traced
+
+        return export_traced(job, out, watch)
+    shrunk = changes.opened(job, watch.notice)
+    architecture = arch.find(shrunk.checkpoint.config["model_type"])
+    chosen, found = _calibrated(job, shrunk, architecture, watch.notice)
+    made = _converted(job, out, shrunk.checkpoint, chosen, found, watch)
+    drawn, shape, self_check = _checked(job, out, made, found, watch)
+    graphs, facts = _other_forms(job, made.model, drawn, shape, watch.notice)
+    drawn.forget()
+    data = f"onnx/{made.store.data.path.name}"
+    probed = {"native": io.probe_layer(shape.num_hidden_layers)}
+    described = {
+        kind: GraphFile(kind, f"onnx/{path.name}", data, probed.get(kind))
+        for kind, path in graphs.items()
+    }
+    record = _recipe_record(job, chosen, found) | shrunk.record
+    finished = Finished(out, shape, made.store, described, record, {**self_check, **facts})
+    return publish(finished, job.name, job.origin)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The weights, written; `suffix` is that of the files (see Recipe)."""
+
+    model: Model
+    store: WeightStore
+    suffix: str
+
+
+def _converted(
+    job: Job,
+    out: Path,
+    checkpoint: Checkpoint,
+    chosen: Recipe,
+    found: Calibrated | None,
+    watch: Watch,
+) -> _Made:
     architecture = arch.find(checkpoint.config["model_type"])
-    graphs = out / "onnx"
-    graphs.mkdir()
-    chosen, found = _calibrated(job, checkpoint, architecture, notice)
-    instead = _instead(checkpoint, chosen, notice)
-    notice(f"converting {job.name} ({chosen.name})")
-    with DataFile(graphs / "weights") as data:
-        store = WeightStore(checkpoint, chosen, data, instead, found.statistics if found else None)
-        weights = _stored(architecture, store, steps)
+    folder = out / "onnx"
+    folder.mkdir()
+    instead = changes.instead(checkpoint, chosen, watch.notice)
+    slots = changes.slots(job, checkpoint)
+    watch.notice(f"converting {job.name} ({chosen.name})")
+    with DataFile(folder / "weights") as data:
+        statistics = found.statistics if found else None
+        store = WeightStore(checkpoint, chosen, data, instead, statistics, slots)
+        weights = _stored(architecture, store, watch.steps)
     _check_names(job.recipe, store)
+    changes.check_slots(slots, store.places)
+    if job.ort:
+        ort.check_size(weight_bytes(store.places))
     suffix = stored_suffix(store) if chosen.linear == Keep() else chosen.suffix
     data.rename(f"model{suffix}.onnx_data")
-    drawn = _draw(architecture, weights, graphs, suffix, chosen.accuracy_level)
     for line in checkpoint.notices:
-        notice(line)
-    shape = architecture.shape(weights)
-    write_configs(out, checkpoint, shape, f"onnx/{drawn.portable.name}", job.sampling)
-    notice("checking it against a numpy forward pass on the same weights")
-    candidate = _candidate(out, drawn, shape, store)
-    text = None if found is None else found.ids[0].tolist()
-    report = verify.check(candidate, checkpoint, text, verify.Watch(notice, steps))
-    drawn.exact.unlink()
-    manifest = Manifest(
-        name=job.name,
-        producer=f"edgellm {version()}",
-        source=dataclasses.replace(job.origin, licence=job.origin.licence or checkpoint.licence),
-        shape=shape,
-        graphs={
-            kind: GraphFile(kind, f"onnx/{path.name}", f"onnx/{data.path.name}", probed)
-            for kind, path, probed in (
-                ("native", drawn.native, io.probe_layer(shape.num_hidden_layers)),
-                ("portable", drawn.portable, None),
-            )
-        },
-        files=_records(out, {data.path: FileRecord(data.bytes, data.sha256)}),
-        recipe=_recipe_record(job, chosen, found),
-        self_check=report.to_json(),
-        weight_bytes=_weight_bytes(store.places),
-    )
-    (out / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
+        watch.notice(line)
+    return _Made(Model(architecture, weights, data.path), store, suffix)
 
 
 def _stored(architecture: Architecture, store: WeightStore, steps: Steps) -> Any:
@@ -135,63 +177,52 @@ def _check_names(wanted: Recipe | None, store: WeightStore) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """The graphs of a bundle over one data file; `exact` is for the self-check only."""
-
-    native: Path
-    portable: Path
-    exact: Path
-
-
-def _draw(
-    architecture: Architecture, weights: Any, folder: Path, suffix: str, accuracy_level: int
-) -> _Drawn:
-    data = f"model{suffix}.onnx_data"
-    drawn = _Drawn(
-        folder / f"edgellm{suffix}.onnx",
-        folder / f"model{suffix}.onnx",
-        folder / f"check{suffix}.onnx",
-    )
-    for path, inputs, level in (
-        (drawn.native, io.native, accuracy_level),
-        (drawn.portable, io.portable, accuracy_level),
-        (drawn.exact, io.native, EXACT),
-    ):
-        g = Graph(path.stem, data, level)
-        architecture.build(g, inputs(g), weights)
-        g.save(path)
-    return drawn
+def _checked(
+    job: Job, out: Path, made: _Made, found: Calibrated | None, watch: Watch
+) -> tuple[Drawn, Shape, dict[str, Any]]:
+    """The graphs, drawn, the shape of what they compute, and what the self-check found."""
+    store, model, chosen = made.store, made.model, made.store.recipe
+    dtype = kv_dtype(job.kv, chosen.activations)
+    shape = replace(model.shape, kv_dtype=dtype)
+    portable = f"onnx/model{made.suffix}.onnx"
+    write_configs(out, store.checkpoint, shape, portable, job.sampling)
+    cache = _cache(job, model, dtype, out, watch.notice)
+    drawn = draw(model, made.suffix, chosen, cache.kind)
+    # First: a cache that costs too much is not told as a bundle too far from the float weights.
+    costs = kv.record(cache, drawn, shape)
+    watch.notice("checking it against a numpy forward pass on the same weights")
+    stored = StoredWeights(store.data, store.places)
+    candidate = verify.Candidate(out, drawn, shape, store.data, stored, store.places, chosen)
+    text = None if found is None else found.ids[0].tolist()
+    report = verify.check(candidate, store.checkpoint, text, watch)
+    return drawn, shape, {**report.to_json(candidate.activations), **costs}
 
 
-def _candidate(out: Path, drawn: _Drawn, shape: Shape, store: WeightStore) -> verify.Candidate:
-    return verify.Candidate(
-        out,
-        drawn.native,
-        drawn.portable,
-        drawn.exact,
-        shape,
-        store.data,
-        StoredWeights(store.data, store.places),
-        store.places,
-        store.recipe,
-    )
+def _cache(job: Job, model: Model, dtype: KVDtype, out: Path, notice: Notice) -> kv.Chosen:
+    """The KV cache. One that nobody chose is measured with the activations, whose type it has."""
+    if job.kv is None:
+        return kv.Chosen(KVType(dtype))
+    text = job.calibration.text if job.calibration else None
+    return kv.choose(model, dtype, out, None if text is None else read_text(text), notice)
 
 
-def _open(job: Job) -> Checkpoint:
-    checkpoint = open_checkpoint(job.source)
-    return checkpoint if job.lora is None else LoraCheckpoint(checkpoint, job.lora)
+def _other_forms(
+    job: Job, model: Model, drawn: Drawn, shape: Shape, notice: Notice
+) -> tuple[dict[str, Path], dict[str, float]]:
+    """All graphs by name, with those that the job wants beside two, and what their check found.
 
-
-def _instead(checkpoint: Checkpoint, chosen: Recipe, notice: Notice) -> Mapping[str, Treatment]:
-    """What becomes of merged weights when the recipe keeps all others."""
-    if not isinstance(checkpoint, LoraCheckpoint) or chosen.linear != Keep():
-        return {}
-    instead = checkpoint.instead()
-    count = sum(isinstance(treatment, Integer) for treatment in instead.values())
-    if count:
-        notice(f"{count} merged layers become {describe(REQUANTIZED)}; the others stay exact")
-    return instead
+    An .ort file is none of them: edgellm never loads it.
+    """
+    graphs = {"native": drawn.native, "portable": drawn.portable}
+    if job.ort:
+        notice("writing it in ONNX Runtime's own format")
+        ort.write(drawn.native, shape)
+    if not job.qnn:
+        return graphs, {}
+    notice("drawing and checking graphs of fixed shapes")
+    paths = qnn.draw(model, drawn.native.stem.removeprefix("edgellm"))
+    error = qnn.check(paths, drawn.exact, shape)
+    return graphs | paths, {"qnn_error": float(f"{error:.4g}")}
 
 
 def _recipe_record(job: Job, chosen: Recipe, found: Calibrated | None) -> dict[str, Any]:
@@ -199,52 +230,22 @@ def _recipe_record(job: Job, chosen: Recipe, found: Calibrated | None) -> dict[s
     record: dict[str, Any] = chosen.to_json()
     if job.lora is not None:
         record["lora"] = job.lora.name
+        record["lora_mode"] = "runtime" if job.lora_at_run_time else "merge"
     if found is not None:
         record["calibration"] = dict(found.record)
+    if job.kv not in (None, "fp32"):
+        record["kv_cache"] = KV_WORDS[job.kv]
     return record
 
 
 def _calibrated(
-    job: Job, checkpoint: Checkpoint, architecture: Architecture, notice: Notice
+    job: Job, shrunk: Shrunk, architecture: Architecture, notice: Notice
 ) -> tuple[Recipe, Calibrated | None]:
     """The recipe, and what calibration found when the job wants it."""
-    chosen = job.recipe or default_recipe(checkpoint)
+    chosen = job.recipe or default_recipe(shrunk.checkpoint)
     if job.calibration is None:
         return chosen, None
     chosen = chosen.calibrated()
-    found = calibrate(checkpoint, architecture, job.calibration, notice)
-    return dataclasses.replace(chosen, matrices={**chosen.matrices, **found.matrices}), found
-
-
-def _records(folder: Path, known: Mapping[Path, FileRecord]) -> dict[str, FileRecord]:
-    """Bytes and sha256 of every file in the folder, by its path inside."""
-    records = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            name = path.relative_to(folder).as_posix()
-            records[name] = known.get(path) or _record(path)
-    return records
-
-
-def _record(path: Path) -> FileRecord:
-    with path.open("rb") as file:
-        return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _weight_bytes(places: Mapping[str, Place]) -> dict[str, int]:
-    """What the weights take once loaded, for the memory plan (device.memory.WeightBytes)."""
-    sizes = dict.fromkeys(("codes", "blocks", "floats", "dense", "largest"), 0)
-    for stored in {id(place.stored): place.stored for place in places.values()}.values():
-        if isinstance(stored, Stored):
-            sizes["floats"] += stored.nbytes
-            continue
-        sizes["largest"] = max(sizes["largest"], stored.values.nbytes)
-        if stored.scales is None:
-            sizes["dense"] += 4 * stored.shape[0] * stored.shape[1]
-            continue
-        blocks = stored.scales.shape[0] * stored.scales.shape[1]
-        sizes["codes"] += stored.values.nbytes
-        sizes["blocks"] += blocks
-        # Scales and the shifts made of minima are float32 once their casts are folded.
-        sizes["floats"] += 4 * blocks * (2 if stored.minima else 1)
-    return sizes
+    wanted = changes.own_cache(job, job.calibration, shrunk.record)
+    found = calibrate(shrunk.checkpoint, architecture, wanted, notice)
+    return replace(chosen, matrices={**chosen.matrices, **found.matrices}), found

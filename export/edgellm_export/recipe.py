@@ -68,6 +68,10 @@ class Integer:
 Treatment = Keep | Float | Integer
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,15}")
+_KEYS = (
+    *("name", "version", "suffix", "accuracy_level", "activations"),
+    *("linear", "head", "matrices", "limits"),
+)
 _SUFFIX = re.compile(r"(_[a-z0-9]{1,15})?")
 
 
@@ -96,7 +100,9 @@ class Recipe:
     `matrices` has exceptions by the name of a stored matrix ("layers.0.qkv", "embed_tokens").
     `suffix` names the files as transformers.js expects them for that precision; one that keeps
     its source's blocks is named after these instead (store.stored_suffix). `accuracy_level`
-    4 rounds activations to int8 per block, 0 keeps them float32 (slow, for measuring).
+    4 rounds activations to int8 per block, 0 keeps them (slow on a CPU, for measuring).
+    `activations` "float16" is for CUDA and WebGPU: products, attention and the KV cache are
+    float16, norms and the residual stream float32.
     """
 
     name: str
@@ -107,6 +113,7 @@ class Recipe:
     matrices: Mapping[str, Treatment] = field(default_factory=dict)
     version: int = 1
     limits: Limits = field(default_factory=Limits)
+    activations: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -154,6 +161,8 @@ class Recipe:
         }
         if self.limits != Limits():
             words["limits"] = asdict(self.limits)
+        if self.activations != "float32":
+            words["activations"] = self.activations
         if self.matrices:
             words["matrices"] = {name: describe(t) for name, t in self.matrices.items()}
         return words
@@ -232,8 +241,7 @@ def read(path: Path) -> Recipe:
 
 
 def _parse(raw: Mapping[str, Any]) -> Recipe:
-    keys = ("name", "version", "suffix", "accuracy_level", "linear", "head", "matrices", "limits")
-    known_only(raw, keys)
+    known_only(raw, _KEYS)
     exceptions = raw.get("matrices", {})
     known_only(exceptions, tuple(exceptions), "matrices")
     return Recipe(
@@ -245,6 +253,7 @@ def _parse(raw: Mapping[str, Any]) -> Recipe:
         {name: _treatment(one, f"matrices.{name}") for name, one in exceptions.items()},
         value(raw, "version", int),
         table(raw.get("limits"), Limits, "limits"),
+        value({"activations": "float32", **raw}, "activations", Literal["float32", "float16"]),
     )
 
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.checks import within
-from edgellm_export.recipe import Float, Integer, Keep, Treatment
+from edgellm_export.compare import compare
+from edgellm_export.recipe import Integer, Keep, Treatment
 from edgellm_export.store import Place, StoredWeights
-from edgellm_export.weights import Blocks, Float32, Weight, to_float32
+from edgellm_export.weights import Blocks, Dense, Float32, Weight, to_float32
 
 # Exact import: float32 rounding of a block's range (the integers are compared as they are).
 EXACT_LIMIT = 1e-6
@@ -22,7 +23,6 @@ EXACT_LIMIT = 1e-6
 # 1.4. Calibrated rounding gives weights away for outputs, most of all in 2 bits.
 ROUNDING_LIMIT = 0.5
 ROUNDING_LIMIT_2_BITS = 0.9
-TINY = float(np.finfo(np.float32).tiny)
 
 
 class CheckedSources:
@@ -45,49 +45,38 @@ class CheckedSources:
         source = self._checkpoint.weight(name)
         values = to_float32(source)
         if name in self._places and name not in self._seen:
-            self._compare(name, source, values)
-            self._seen.add(name)
-            self._show(len(self._seen))
+            self._compare(name, source, Dense(values.shape, "float32", lambda: values))
         return values
 
     def finish(self) -> None:
         """Checks the tensors that nobody has asked for."""
         for name in self._places.keys() - self._seen:
-            self(name)
+            source = self._checkpoint.weight(name)
+            self._compare(name, source, source)
 
     @property
     def rms_error(self) -> float:
         """Of all tensors that were not kept, relative to their size."""
         return float(np.sqrt(self._wrong / self._total)) if self._total else 0.0
 
-    def _compare(self, name: str, source: Weight, values: Float32) -> None:
+    def _compare(self, name: str, source: Weight, values: Weight) -> None:
+        """`values` are those of `source`, made float32 already or not."""
         place, stored = self._places[name], self._stored.weight(name)
-        a, b = values, to_float32(stored)
-        if place.added:
-            a = a + np.float32(place.added)
-        match place.treatment:
-            case Keep():
-                if isinstance(source, Blocks) and isinstance(stored, Blocks):
-                    same = np.array_equal(source.packed, stored.packed)
-                    within(f"the integers of {name}", 0.0 if same else 1.0, 0.0)
-                within(name, _spread(a, b), EXACT_LIMIT)
-                self.kept += 1
-                return
-            case Float(dtype):
-                within(name, _spread(a.astype(dtype).astype(np.float32), b), EXACT_LIMIT)
-        difference = (a - b).reshape(-1)
-        error = float(np.dot(difference, difference))
-        power = float(np.dot(a.reshape(-1), a.reshape(-1)))
-        within(name, float(np.sqrt(error / max(power, TINY))), _rounding_limit(place.treatment))
-        self._wrong, self._total = self._wrong + error, self._total + power
+        found = compare(values, stored, place)
+        if not isinstance(place.treatment, Integer):
+            within(name, found.spread(), EXACT_LIMIT)
+        if isinstance(place.treatment, Keep):
+            if isinstance(source, Blocks) and isinstance(stored, Blocks):
+                same = np.array_equal(source.packed, stored.packed)
+                within(f"the integers of {name}", 0.0 if same else 1.0, 0.0)
+            self.kept += 1
+        else:
+            within(name, found.relative_rms(), _rounding_limit(place.treatment))
+            self._wrong, self._total = self._wrong + found.error, self._total + found.power
+        self._seen.add(name)
+        self._show(len(self._seen))
 
 
 def _rounding_limit(treatment: Treatment) -> float:
     few = isinstance(treatment, Integer) and treatment.bits == 2
     return ROUNDING_LIMIT_2_BITS if few else ROUNDING_LIMIT
-
-
-def _spread(expected: Float32, found: Float32) -> float:
-    """The largest difference, relative to the range of the expected numbers."""
-    spread = max(float(expected.max()) - float(expected.min()), TINY)
-    return float(np.abs(expected - found).max()) / spread

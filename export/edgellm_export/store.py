@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from edgellm.errors import Incompatible
 from edgellm_export.checkpoint import Checkpoint
-from edgellm_export.data import DataFile, Stored
-from edgellm_export.linear import Matrix
+from edgellm_export.data import DataFile, Stored, StoredSteps
+from edgellm_export.linear import Matrix, Slot
 from edgellm_export.progress import silent
 from edgellm_export.quantize import treat
 from edgellm_export.recipe import Keep, Recipe, Treatment
@@ -20,6 +20,8 @@ from edgellm_export.weights import (
     Blocks,
     Dense,
     Float32,
+    Scales,
+    Steps,
     Weight,
     alike,
     alternate,
@@ -55,6 +57,7 @@ class WeightStore:
 
     `instead` has the treatment of single tensors for which the recipe's does not do.
     `statistics` has what calibration found for a matrix, by its name.
+    `slots`: names of weights that a run-time adapter may change.
     `told` hears the name of each matrix that has been written.
     """
 
@@ -63,6 +66,7 @@ class WeightStore:
     data: DataFile
     instead: Mapping[str, Treatment] = field(default_factory=dict)
     statistics: Callable[[str], Float32 | None] | None = None
+    slots: Collection[str] = ()
     places: dict[str, Place] = field(default_factory=dict)
     matrices: dict[str, Matrix] = field(default_factory=dict)
     parameters: int = 0
@@ -81,7 +85,9 @@ class WeightStore:
 
     def exact(self, name: str, part: str) -> Matrix:
         """A small matrix that no recipe rounds, such as a router's: what it says is a choice."""
-        return self._matrix(name, (part,), Keep())
+        matrix = self._matrix(name, (part,), Keep())
+        del self.matrices[name]  # nothing about it is to be chosen
+        return matrix
 
     def experts(self, name: str, experts: Sequence[tuple[str, ...]]) -> Matrix:
         """The matrices of all experts, one expert after the other, treated as a layer.
@@ -126,12 +132,14 @@ class WeightStore:
     ) -> Matrix:
         treatment = self.recipe.matrices.get(name, treatment)
         weights = [self.checkpoint.weight(f"{part}.weight") for part in parts]
-        treatments = {self.instead.get(f"{part}.weight", treatment) for part in parts}
+        apart = {part: f"{name}.{part.rpartition('.')[2]}" for part in parts}
+        # A plan for what lies apart in the checkpoint names the parts.
+        treatments = {
+            self.instead.get(f"{part}.weight", self.recipe.matrices.get(one, treatment))
+            for part, one in apart.items()
+        }
         if len(treatments) > 1 or (treatments == {Keep()} and not _joinable(weights)):
-            names = [f"{name}.{part.rpartition('.')[2]}" for part in parts]
-            return joined(
-                [self._matrix(n, (p,), treatment, bias) for n, p in zip(names, parts, strict=True)]
-            )
+            return joined([self._matrix(one, (p,), treatment, bias) for p, one in apart.items()])
         treatment = treatments.pop()
         known = self.statistics(name) if self.statistics else None
         try:
@@ -140,7 +148,11 @@ class WeightStore:
             raise Incompatible(f"tensor {parts[0]}.weight: {error}") from error
         if bias:
             matrix = replace(matrix, bias=self._biases(f"{name}.bias", parts))
-        self._place([f"{part}.weight" for part in parts], weights, matrix, treatment)
+        names = [f"{part}.weight" for part in parts]
+        if any(one in self.slots for one in names):
+            rows = [weight.shape[0] for weight in weights]
+            matrix = replace(matrix, slots=tuple(map(Slot, parts, rows)))
+        self._place(names, weights, matrix, treatment)
         self.matrices[name] = matrix
         self._wrote(name, matrix)
         return matrix
@@ -208,11 +220,18 @@ def store_matrix(data: DataFile, name: str, weight: Weight) -> Matrix:
         data.append(f"{name}.blocks", weight.packed),
         weight.bits,
         weight.block_size,
-        data.append(f"{name}.scales", weight.scales),
+        _store_scales(data, f"{name}.scales", weight.scales),
         None if zeros is None else data.append(f"{name}.zeros", _pack_rows(zeros, weight.bits)),
-        None if minima is None else data.append(f"{name}.minima", minima),
+        None if minima is None else _store_scales(data, f"{name}.minima", minima),
         weight.lowest,
     )
+
+
+def _store_scales(data: DataFile, name: str, scales: Scales) -> Stored | StoredSteps:
+    if isinstance(scales, Steps):
+        coarse = data.append(f"{name}.coarse", scales.coarse)
+        return StoredSteps(coarse, data.append(f"{name}.steps", scales.steps))
+    return data.append(name, scales)
 
 
 def _float16(values: Float32) -> np.ndarray:
@@ -262,11 +281,16 @@ class StoredWeights:
             m.bits,
             m.block_size,
             self._read(m.values)[rows],
-            self._read(m.scales)[rows],
+            self._scales(m.scales)[rows],
             zeros,
-            None if m.minima is None else self._read(m.minima)[rows],
+            None if m.minima is None else self._scales(m.minima)[rows],
             m.lowest,
         )
+
+    def _scales(self, stored: Stored | StoredSteps) -> Scales:
+        if isinstance(stored, StoredSteps):
+            return Steps(self._read(stored.coarse), self._read(stored.steps))
+        return self._read(stored)
 
     def _read(self, stored: Stored) -> np.ndarray:
         count = stored.nbytes // stored.dtype.itemsize

@@ -5,7 +5,7 @@ Shapes: N output features, K input features, so a linear layer is y (T, N) = x (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 G = TypeVar("G", bound=np.generic)
 FLOAT16_MAX = 65504.0
+# Weights worked on at once where a whole matrix would need temporaries of its own size.
+PIECE_VALUES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,44 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
+class Steps:
+    """Scales or minima as GGUF's K-quants have them: whole numbers of a coarser float16 scale.
+
+    coarse  float16 (N, S), one for K / S weights
+    steps   uint8 or int8 (N, G), one a block; G is a multiple of S
+    """
+
+    coarse: NDArray[np.float16]
+    steps: NDArray[np.integer]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, G)"""
+        return self.steps.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.coarse.nbytes + self.steps.nbytes
+
+    def __getitem__(self, rows: NDArray[np.integer] | slice) -> Steps:
+        return Steps(self.coarse[rows], self.steps[rows])
+
+    def floats(self) -> Float32:
+        """The float32 products (N, G)."""
+        apart = self.steps.reshape(*self.coarse.shape, -1).astype(np.float32)
+        products: Float32 = apart * self.coarse.astype(np.float32)[..., None]
+        return products.reshape(self.steps.shape)
+
+
+Scales = NDArray[np.floating] | Steps
+
+
+@dataclass(frozen=True, slots=True)
 class Blocks:
     """Integers in blocks along K, in the byte order of ONNX Runtime's MatMulNBits.
 
     packed  uint8 (N, K / block_size, block_size * bits / 8), low bits first, consecutive k
-    scales  float16 or float32 (N, K / block_size)
+    scales  float16, float32 or Steps (N, K / block_size)
     zero_points  None: the middle, 2^(bits-1); else uint8 (N, K / block_size), not packed
     minima  None, or (N, K / block_size): the block is scale * (code - lowest) + minimum (GGUF
             Q4_1). Never together with zero_points.
@@ -51,9 +86,9 @@ class Blocks:
     bits: int
     block_size: int
     packed: NDArray[np.uint8]
-    scales: NDArray[np.floating]
+    scales: Scales
     zero_points: NDArray[np.uint8] | None = None
-    minima: NDArray[np.floating] | None = None
+    minima: Scales | None = None
     lowest: int = 0
 
     @property
@@ -68,19 +103,25 @@ class Blocks:
     def dequantize(self) -> Float32:
         """The float32 values these blocks stand for: (N, K)."""
         n, k = self.shape
-        q = self.codes().reshape(n, -1, self.block_size).astype(np.float32)
-        scales = self.scales.astype(np.float32)[..., None]
-        if self.minima is not None:
-            values = (q - np.float32(self.lowest)) * scales + self.minima.astype(np.float32)[
-                ..., None
-            ]
-        elif self.zero_points is not None:
-            values = (q - self.zero_points.astype(np.float32)[..., None]) * scales
-        else:
-            values = (q - np.float32(1 << (self.bits - 1))) * scales
+        values = np.empty((n, self.packed.shape[1], self.block_size), np.float32)
+        for part in pieces(n, k):
+            self.rows(part)._dequantize(values[part])
         return values.reshape(n, k)
 
-    def rows(self, index: NDArray[np.integer]) -> Blocks:
+    def _dequantize(self, out: Float32) -> None:
+        """Into `out` (N, K / block_size, block_size), without temporaries of its size."""
+        out[...] = unpack(self.packed, self.bits)
+        if self.minima is not None:
+            out -= np.float32(self.lowest)
+        elif self.zero_points is not None:
+            out -= self.zero_points.astype(np.float32)[..., None]
+        else:
+            out -= np.float32(1 << (self.bits - 1))
+        out *= floats(self.scales)[..., None]
+        if self.minima is not None:
+            out += floats(self.minima)[..., None]
+
+    def rows(self, index: NDArray[np.integer] | slice) -> Blocks:
         """The same blocks with output features in the order of `index`."""
         return Blocks(
             self.bits,
@@ -94,6 +135,17 @@ class Blocks:
 
 
 Weight = Dense | Blocks
+
+
+def floats(scales: Scales) -> Float32:
+    """Scales or minima as float32, however they are kept."""
+    return scales.floats() if isinstance(scales, Steps) else scales.astype(np.float32)
+
+
+def pieces(rows: int, width: int) -> Iterator[slice]:
+    """Ranges of rows that together are all, each small enough to stay in a core's cache."""
+    step = max(1, PIECE_VALUES // max(width, 1))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def pack(codes: NDArray[np.uint8], bits: int, block_size: int) -> NDArray[np.uint8]:
@@ -146,9 +198,11 @@ def concatenate(blocks: Sequence[Blocks]) -> Blocks:
         first.bits,
         first.block_size,
         np.concatenate([b.packed for b in blocks]),
-        np.concatenate([b.scales for b in blocks]),
+        _joined([b.scales for b in blocks]),
         _join([b.zero_points for b in blocks]),
-        _join([b.minima for b in blocks]),
+        None
+        if first.minima is None
+        else _joined([b.minima for b in blocks if b.minima is not None]),
         first.lowest,
     )
 
@@ -161,8 +215,23 @@ def alike(parts: Sequence[Weight]) -> bool:
 def _format(w: Weight) -> tuple[object, ...]:
     if isinstance(w, Dense):
         return (w.dtype,)
-    minima = None if w.minima is None else w.minima.dtype
-    return w.bits, w.block_size, w.scales.dtype, w.zero_points is None, minima, w.lowest
+    minima = None if w.minima is None else _kept_as(w.minima)
+    return w.bits, w.block_size, _kept_as(w.scales), w.zero_points is None, minima, w.lowest
+
+
+def _kept_as(scales: Scales) -> object:
+    if isinstance(scales, Steps):
+        return scales.steps.dtype, scales.steps.shape[1] // scales.coarse.shape[1]
+    return scales.dtype
+
+
+def _joined(parts: Sequence[Scales]) -> Scales:
+    """Of one kind, one after another."""
+    steps = [part for part in parts if isinstance(part, Steps)]
+    if steps:
+        coarse, fine = [part.coarse for part in steps], [part.steps for part in steps]
+        return Steps(np.concatenate(coarse), np.concatenate(fine))
+    return np.concatenate([part for part in parts if not isinstance(part, Steps)])
 
 
 def _join(parts: Sequence[NDArray[G] | None]) -> NDArray[G] | None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -201,3 +202,18 @@ def test_quality_figures_are_judged_by_level(program: Any) -> None:
     assert [figure.met for figure in quality.distance_figures(unknown, 4)] == [False, False]
     assert math.isnan(quality.known(None))
     assert "| MISSED |" in quality.table(list(quality.distance_figures(report, 0)))
+
+
+def test_an_export_keeps_its_promise_or_not(program: Any) -> None:
+    cost = program("export_cost")
+    limit = cost.limit_mb(next(case for case in cost.CASES if case.name == "big-int4"))
+    # 1.24 billion bfloat16 weights: 2.47 GB.
+    assert 3700 < limit < 3710
+    good = cost.Cost("big-int4", 119, 200, limit - 1, 800, 0)
+    assert cost.met(good)
+    assert not cost.met(replace(good, wall_s=121))
+    assert not cost.met(replace(good, memory_mb=limit + 1))
+    text = "\n".join(cost.report([good, cost.Cost("smollm2-exact", 11, 9, 400, 120, 50)]))
+    assert "| big-int4 | 119.0 | 120 |" in text
+    assert "MISSED" in text
+    assert "prove nothing" in text

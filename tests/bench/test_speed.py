@@ -60,6 +60,9 @@ class Timed:
         self.calls: list[tuple[int, int, int]] = []
         self.fed: list[int] = []
 
+    def new_cache(self, capacity_tokens: int) -> KVCache:
+        return KVCache(SHAPE, capacity_tokens)
+
     def forward(
         self, ids: Sequence[int], rows: Sequence[int], cache: KVCache
     ) -> NDArray[np.float32]:

@@ -163,7 +163,6 @@ REFUSALS = [
     (["m", "hi", "more"], b"", "Got unexpected extra argument (more); see edgellm run -h"),
     (["Why is it?"], b"", "'Why is it?' is not a model; write: edgellm run smollm2-135m"),
     (["m", "hi", "--regex", "x"], b"", "No such option"),
-    (["m", "hi", "--lora", "x"], b"", "No such option"),
     (["m", "hi", "--speculate", "ngram"], b"", "No such option"),
 ]
 

@@ -116,6 +116,23 @@ def portable_equals_native(model: Built) -> None:
     assert_close(found[1, : len(short)], one_pass(opened, short))
 
 
+def portable_decodes_from_its_cache(model: Built) -> None:
+    """A prompt within the window, then token by token until most of it has left the window."""
+    ort = load_onnxruntime()
+    graph = ort.InferenceSession(str(model.portable), providers=["CPUExecutionProvider"])
+    wanted, shape = one_pass(session(model)), model.shape
+    empty = np.zeros((1, shape.num_key_value_heads, 0, shape.head_dim), np.float32)
+    past = {v.name: empty for v in graph.get_inputs() if v.name.startswith("past")}
+    names = ["logits", *(name.replace("past_key_values", "present") for name in past)]
+    start = 0
+    for end in range(5, len(IDS) + 1):
+        feed = {"input_ids": np.array([IDS[start:end]]), "attention_mask": np.ones((1, end), int)}
+        logits, *present = graph.run(names, feed | past)
+        past = dict(zip(past, present, strict=True))
+        assert_close(np.asarray(logits)[0, -1:], wanted[end - 1 : end])
+        start = end
+
+
 def int8_activations_change_little(model: Built) -> None:
     exact, fast = one_pass(session(model)), one_pass(session(model, "native"))
     assert_close(fast, exact, 0.1)

@@ -54,6 +54,7 @@ def test_it_shows_the_hidden_states_of_its_probe_layer(
 @EVERY
 def test_the_portable_graph_equals_the_native_one(models: Models, precision: str) -> None:
     arch_checks.portable_equals_native(models(precision))
+    arch_checks.portable_decodes_from_its_cache(models(precision))
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])

@@ -361,3 +361,11 @@ def test_a_bias_that_nobody_asked_for_is_not_left_out_silently(tmp_path: Path, n
     source = tiny.write_folder(tmp_path / "source", name, tensors=bias)
     with pytest.raises(Incompatible, match=tensor):
         tiny_models.build(open_checkpoint(source), "fp32", tmp_path / "out")
+
+
+@every
+def test_the_portable_graph_decodes_from_its_own_cache(
+    models: Models, name: str, source: str
+) -> None:
+    """Past the window too, where there is one (mistral: 7)."""
+    arch_checks.portable_decodes_from_its_cache(models(name, source))

@@ -14,14 +14,17 @@ from edgellm.bundle.manifest import Source
 from edgellm.errors import Incompatible, UsageError
 from edgellm_export.data import DataFile
 from edgellm_export.pipeline import Job, export_bundle, silent
-from edgellm_export.quantize import budget, gptq
+from edgellm_export.quantize import budget, gptq, treat
 from edgellm_export.quantize import calibrate as module
 from edgellm_export.quantize.budget import Choice, Material, spend, stored_bytes
 from edgellm_export.quantize.calibrate import Calibration
+from edgellm_export.quantize.sensitivity import trial_error
 from edgellm_export.recipe import Integer, Keep, describe, recipe
 from edgellm_export.store import store_matrix
+from edgellm_export.weights import Blocks, Dense
 
 SCHEMES = [Integer(4, 64, True), Integer(4, 32, True), Integer(8, 64, False)]
+STORED = [*SCHEMES, Integer(4, 32, False, minima=True)]
 
 
 def table(seed: int, matrices: int = 5) -> dict[str, list[Choice]]:
@@ -67,7 +70,7 @@ def test_a_target_too_small_says_the_least_there_is() -> None:
         spend(table(0), 1)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("scheme", STORED, ids=str)
 def test_the_bytes_are_those_in_the_file(tmp_path: Path, scheme: Integer) -> None:
     weight = np.random.default_rng(0).standard_normal((24, 192)).astype(np.float32)
     with DataFile(tmp_path / "w") as data:
@@ -83,22 +86,70 @@ def test_the_matrix_whose_outputs_suffer_most_gets_the_bits() -> None:
     weights = {"calm": calm, "wild": wild}
     shapes = {name: (32, 64) for name in weights}
     small, large = stored_bytes((32, 64), SCHEMES[0]), stored_bytes((32, 64), SCHEMES[2])
-    material = Material(shapes, weights.__getitem__, lambda _: None)
+    same = dict.fromkeys(weights, 1e-3)
+    errors = {name: trial_error(weight) for name, weight in weights.items()}
+    # What an error of the same size costs the model is the same for both.
+    kl = {
+        name: same[name] * float((errors[name] ** 2).sum() / (weights[name] ** 2).sum())
+        for name in weights
+    }
+    material = Material(shapes, weights.__getitem__, lambda _: None, kl)
     chosen = budget.plan(material, small + large)
     assert "int4" in describe(chosen["calm"])
     assert "int8" in describe(chosen["wild"])
 
 
+def test_of_two_equal_matrices_the_one_that_the_model_feels_gets_the_bits() -> None:
+    weight = np.random.default_rng(4).standard_normal((32, 64)).astype(np.float32)
+    shapes = {"felt": (32, 64), "unfelt": (32, 64)}
+    small, large = stored_bytes((32, 64), SCHEMES[0]), stored_bytes((32, 64), SCHEMES[2])
+    kl = {"felt": 1e-2, "unfelt": 1e-4}
+    chosen = budget.plan(Material(shapes, lambda _: weight, lambda _: None, kl), small + large)
+    assert "int8" in describe(chosen["felt"])
+    assert "int4" in describe(chosen["unfelt"])
+
+
+def test_a_loss_of_a_tied_embedding_counts_products_and_lookups_as_they_cost() -> None:
+    rng = np.random.default_rng(6)
+    weight, x = (rng.standard_normal((64, 32)).astype(np.float32) for _ in range(2))
+    h = x.T @ x
+    both = budget.joined(h, weight, 3e-3, 1e-3)
+    error = trial_error(weight)
+    products, all_of_it = (gptq.loss(error, 0 * error, each) for each in (h, both))
+    assert all_of_it == pytest.approx(1.5 * products, rel=1e-4)
+    assert np.array_equal(budget.joined(h, weight, 3e-3, 0.0), h)
+    assert np.isfinite(budget.joined(h, weight, 1e-3, 2e-3)).all()
+
+
+def test_floats_that_were_4_bit_blocks_get_these_back_and_no_others_do() -> None:
+    rng = np.random.default_rng(5)
+    born = rng.standard_normal((32, 64)).astype(np.float32)
+    codes = rng.integers(0, 16, (32, 2, 32))
+    codes[:, :, 0], codes[:, :, 1] = 0, 15  # a quantizer uses its whole range
+    scale, low = rng.uniform(0.01, 0.02, (2, 32, 2, 1)).astype(np.float16).astype(np.float32)
+    was_q4_1 = (codes * scale - low).astype(np.float32).reshape(32, 64)
+    for weight, expected in ((born, False), (was_q4_1, True)):
+        found = budget.choices(weight, None, [*SCHEMES, budget.RECOVERED], 1e-3)
+        assert any(choice.scheme == budget.RECOVERED for choice in found) == expected
+        material = Material({"m": (32, 64)}, lambda _, w=weight: w, lambda _: None, {"m": 1e-3})
+        plans = [budget.plan(material, 32 * 64, recover) for recover in (True, False)]
+        assert [plan["m"] == budget.RECOVERED for plan in plans] == [expected, False]
+    back = treat(Dense((32, 64), "float32", lambda: was_q4_1), budget.RECOVERED, np.eye(64))
+    assert isinstance(back, Blocks)
+    assert np.abs(back.dequantize() - was_q4_1).max() < 1e-6
+
+
 def test_blocks_of_the_checkpoint_are_kept_where_they_fit() -> None:
     weight = np.random.default_rng(2).standard_normal((32, 64)).astype(np.float32)
     own = stored_bytes((32, 64), Integer(4, 32, True)) + 128
-    material = Material({"m": (32, 64)}, lambda _: weight, lambda _: None, {"m": own})
+    material = Material({"m": (32, 64)}, lambda _: weight, lambda _: None, {"m": 1e-3}, {"m": own})
     assert budget.plan(material, own) == {"m": Keep()}
     assert isinstance(budget.plan(material, own - 1)["m"], Integer)
 
 
 def test_a_width_without_blocks_is_refused_by_name() -> None:
-    material = Material({"m": (8, 40)}, lambda _: np.ones((8, 40), np.float32), lambda _: None)
+    ones = np.ones((8, 40), np.float32)
+    material = Material({"m": (8, 40)}, lambda _: ones, lambda _: None, {"m": 1e-3})
     with pytest.raises(Incompatible, match="m: its width 40"):
         budget.plan(material, 10**6)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +167,7 @@ def test_an_interrupted_run_leaves_whole_files_only(
     monkeypatch.setattr(np, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, wanted)
-    left = sorted(path.name for path in wanted.cache.rglob("*") if path.is_file())
+    left = sorted(path.name for path in wanted.cache.glob("*/*"))
     assert len(left) == 3
     assert all(name.endswith(".npy") for name in left)
     assert not list(wanted.cache.glob("import.*"))
@@ -199,7 +200,7 @@ def test_only_the_last_models_statistics_are_kept(tmp_path: Path) -> None:
     wanted = from_file(tmp_path)
     run(source(tmp_path), wanted)
     run(open_checkpoint(tiny.write_folder(tmp_path / "other", UNTIED)), wanted)
-    assert len(list(wanted.cache.iterdir())) == 1
+    assert len([path for path in wanted.cache.iterdir() if path.is_dir()]) == 1
 
 
 def test_bad_text_is_named(tmp_path: Path) -> None:
@@ -227,6 +228,26 @@ def test_a_calibrated_bundle_says_so_and_passes_its_self_check(tmp_path: Path) -
     assert "calibrated (GPTQ)" in manifest.recipe["linear"]
     assert manifest.recipe["calibration"]["tokens"] == 96
     assert manifest.recipe["calibration"]["text"] == "a file"
+
+
+SUPER = replace(TINY, hidden=256, inner=256)
+MIXED = {"q_proj": Kind.Q4_K, "k_proj": Kind.Q8_0, "v_proj": Kind.Q6_K}
+
+
+@pytest.mark.parametrize("target_mb", [None, 0.62])
+def test_what_lies_apart_in_the_checkpoint_is_calibrated(
+    tmp_path: Path, target_mb: float | None
+) -> None:
+    path = tiny.write_gguf(tmp_path / "m.gguf", SUPER, Kind.Q8_0, kinds=MIXED)
+    (tmp_path / "out").mkdir()
+    wanted = replace(from_file(tmp_path), target_mb=target_mb)
+    job = Job(path, recipe("int4"), Source("x"), "x", calibration=wanted)
+    found = export_bundle(job, tmp_path / "out").recipe
+    planned = found.get("matrices", {})
+    assert any(name.endswith(".qkv.q_proj") for name in planned) == (target_mb is not None)
+    if target_mb is not None:
+        (data,) = (tmp_path / "out" / "onnx").glob("*_data")
+        assert 0.9 * target_mb < data.stat().st_size / 1e6 <= target_mb
 
 
 def test_a_recipe_that_rounds_nothing_cannot_be_calibrated() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_architectures as architectures
 import tiny_models as tiny
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,3 +87,13 @@ def test_another_tokenizer_stays_byte_for_byte() -> None:
     for pre_tokenizer in (None, {"type": "ByteLevel", "add_prefix_space": False}):
         text = json.dumps({"model": {}, "pre_tokenizer": pre_tokenizer}, indent=1)
         assert portable_tokenizer(text) == text
+
+
+def test_a_window_that_is_null_stays_null(tmp_path: Path) -> None:
+    """Left out, transformers' MistralConfig would put its 4096 there."""
+    for said, kept in ((None, {"sliding_window": None}), (7, {"sliding_window": 7})):
+        source = architectures.write_folder(tmp_path / f"m{said}", "mistral", sliding_window=said)
+        tiny.make_bundle(source, tmp_path / f"out{said}", "fp32")
+        found = json.loads((tmp_path / f"out{said}" / "config.json").read_text())
+        assert {"sliding_window": found["sliding_window"]} == kept
+        assert None not in {key: found[key] for key in found if key != "sliding_window"}.values()

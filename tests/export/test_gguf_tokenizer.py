@@ -266,6 +266,20 @@ def test_a_sentencepiece_vocabulary_without_the_leading_space() -> None:
     assert rebuilt.encode("hello") != rebuilt.encode(" hello")
 
 
+@pytest.mark.parametrize("space", ["\u2581", " "])
+def test_gemmas_runs_of_spaces_are_one_token_however_they_are_written(space: str) -> None:
+    plain = sentencepiece(add_space_prefix=False)
+    tokens, types = plain["tokenizer.ggml.tokens"], plain["tokenizer.ggml.token_type"]
+    for run in ("\u2581" * 2, "\u2581" * 3):
+        types[tokens.index(run)] = 4
+        tokens[tokens.index(run)] = run.replace("\u2581", space)
+    rebuilt = opened(plain)
+    text = "hel   lo  w"
+    found = [tokens[i] for i in rebuilt.encode(text)]
+    assert found == ["h", "el", space * 3, "lo", space * 2, "w"]
+    assert rebuilt.decode(rebuilt.encode(text)) == text
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "says"),
     [

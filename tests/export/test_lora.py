@@ -113,7 +113,7 @@ def test_merged_layers_of_a_quantized_base_become_int8_and_the_others_stay(tmp_p
     assert 0 < made.self_check["weights_rms_error"] < 0.01
     assert made.recipe["name"] == "exact"
     assert made.recipe["lora"] == "adapter"
-    told = "4 merged layers become int8, symmetric blocks of 32, round to nearest"
+    told = "4 changed layers become int8, symmetric blocks of 32, round to nearest"
     assert f"{told}; the others stay exact" in lines
     merged = LoraCheckpoint(open_checkpoint(source), adapter)
     assert isinstance(merged.weight("model.layers.0.self_attn.k_proj.weight"), Blocks)
@@ -176,7 +176,7 @@ AT = "base_model.model.model.layers.0.self_attn.q_proj"
         (
             {f"{AT}.lora_B.weight": np.full((64, R), np.nan, np.float32)},
             Corrupt,
-            "q_proj.weight' holds infinite",
+            r"q_proj\.lora_B\.weight' holds infinite",
         ),
     ],
 )

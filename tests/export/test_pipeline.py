@@ -46,7 +46,10 @@ SUFFIXES = {
     "int8": "_quantized",
     "fp16": "_fp16",
     "fp32": "",
+    "q4f16": "_q4f16",
 }
+# Recipes that round every matrix.
+INTEGER_EVERYWHERE = ("compact", "int2", "int4", "int4_block128", "int8", "q4f16")
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +337,7 @@ def test_widths_that_are_no_multiple_of_a_block_work_or_are_refused(
         message = refused(source, tmp_path, Incompatible, precision)
         assert "width 48 is no multiple of 32, the smallest block of 2 bits" in message
         assert "int4" in message
-    elif hidden == 40 and precision in ("compact", "int2", "int4", "int4_block128", "int8"):
+    elif hidden == 40 and precision in INTEGER_EVERYWHERE:
         message = refused(source, tmp_path, Incompatible, precision)
         assert "model.embed_tokens.weight: its width 40 is no multiple of 16" in message
         assert "fp16" in message

@@ -48,7 +48,7 @@ def mine(tmp_path: Path) -> Path:
 
 
 def test_the_recipes_of_the_contract_ship() -> None:
-    wanted = {"exact", "compact", "int2", "int4", "int4_block128", "int8", "fp16", "fp32"}
+    wanted = {"exact", "compact", "int2", "int4", "int4_block128", "int8", "fp16", "fp32", "q4f16"}
     assert set(names()) == wanted
 
 
@@ -166,7 +166,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"'int5'.*compact, exact, .*int8, or a file"):
+    with pytest.raises(UsageError, match=r"'int5'.*compact, exact, .*q4f16, or a file"):
         recipe("int5")
 
 

@@ -47,6 +47,7 @@ def test_every_tensor_has_a_place_and_can_be_read_back(tmp_path: Path, name: str
     limit = {
         "compact": 0.08,
         "int4": 0.08,
+        "q4f16": 0.08,
         "int4_block128": 0.08,
         "int2": 0.4,
         "int8": 0.005,
@@ -195,3 +196,12 @@ def test_places_are_aligned_and_do_not_overlap(tmp_path: Path) -> None:
     ends = [piece.offset + piece.nbytes for piece in pieces]
     assert all(end <= nxt.offset for end, nxt in zip(ends, pieces[1:], strict=False))
     assert ends[-1] == store.data.bytes
+
+
+def test_a_matrix_that_no_recipe_rounds_is_not_offered_to_a_budget(tmp_path: Path) -> None:
+    with DataFile(tmp_path / "data") as data:
+        store = WeightStore(checkpoint_of("fp32", tmp_path), recipe("int4"), data)
+        router = store.exact("router", "model.layers.0.self_attn.o_proj")
+        store.linear("layer", "model.layers.1.self_attn.o_proj")
+    assert router.scales is None
+    assert list(store.matrices) == ["layer"]

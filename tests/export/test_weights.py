@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm_export.weights import Blocks, Dense, Float32, pack, stack, to_float32, unpack
+from edgellm_export.weights import (
+    Blocks,
+    Dense,
+    Float32,
+    Steps,
+    alike,
+    floats,
+    pack,
+    stack,
+    to_float32,
+    unpack,
+)
 
 N, K, BLOCK = 6, 64, 32
 BITS = [2, 4, 8]
@@ -134,3 +147,38 @@ def test_dense_weights_are_read_only_when_they_are_asked_for() -> None:
     assert (joined.shape, reads) == ((2 * N, K), [])
     assert to_float32(joined).shape == (2 * N, K)
     assert len(reads) == 2
+
+
+def stepped(rows: int, seed: int) -> Blocks:
+    """Blocks of 16, two to a coarse scale, as GGUF's K-quants have them."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.standard_normal((rows, 2)).astype(np.float16)
+    steps = rng.integers(-32, 32, (rows, 4)).astype(np.int8)
+    packed = rng.integers(0, 256, (rows, 4, 8)).astype(np.uint8)
+    return Blocks(4, 16, packed, Steps(coarse, steps))
+
+
+def test_steps_are_products_of_their_coarse_scale() -> None:
+    made = Steps(np.array([[0.5, -3]], np.float16), np.array([[1, -2, 63, 0]], np.int8))
+    assert floats(made).tolist() == [[0.5, -1, -189, 0]]
+    assert made.shape == (1, 4)
+    assert made.nbytes == 2 * 2 + 4
+
+
+def test_blocks_with_steps_stay_so_when_stacked_and_reordered() -> None:
+    one, two = stepped(3, 0), stepped(2, 1)
+    whole = stack([one, two])
+    assert isinstance(whole, Blocks)
+    assert isinstance(whole.scales, Steps)
+    both = np.concatenate([one.dequantize(), two.dequantize()])
+    assert np.array_equal(whole.dequantize(), both)
+    order = np.array([4, 0, 2])
+    assert np.array_equal(whole.rows(order).dequantize(), both[order])
+
+
+def test_blocks_with_steps_and_with_plain_scales_are_not_alike() -> None:
+    one = stepped(3, 0)
+    plain = replace(one, scales=floats(one.scales))
+    assert not alike([one, plain])
+    assert isinstance(stack([one, plain]), Dense)
+    assert np.array_equal(plain.dequantize(), one.dequantize())

@@ -386,8 +386,10 @@ def make_bundle(
     out: Path,
     precision: str | None = None,
     notice: Callable[[str], None] = silent,
+    kv: str | None = None,
 ) -> Manifest:
     """The manifest of the bundle of `source` in the new folder `out`, self-check included."""
     out.mkdir(parents=True)
     chosen = recipe(precision) if precision else None
-    return export_bundle(Job(source, chosen, Source(reference="test:tiny"), out.name), out, notice)
+    job = Job(source, chosen, Source(reference="test:tiny"), out.name, kv=kv)
+    return export_bundle(job, out, notice)

@@ -11,6 +11,8 @@ sys.path += [
     str(Path(__file__).parent),
     str(Path(__file__).parent / "servers"),
     str(Path(__file__).parent.parent / "benchmarks" / "router"),
+    str(Path(__file__).parent / "router"),
+    str(Path(__file__).parent.parent / "benchmarks"),
 ]
 
 from launch import Served, serve_faults

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.routing.confidence import boosted, fusion, isotonic, logistic
-from edgellm.routing.confidence.fusion import Material
+from edgellm.routing.confidence.fusion import Float64, Material
 from edgellm.routing.evaluation.metrics import auroc, ece
 
 
@@ -98,3 +98,23 @@ def test_out_of_fold_scores_never_come_from_a_model_that_saw_the_group() -> None
         return lambda test: np.array([float(g in known) for g in test.groups])
 
     assert fusion.out_of_fold(seen, remember).max() == 0
+
+
+def test_trees_asked_together_say_what_each_says_alone() -> None:
+    random = np.random.default_rng(3)
+    features = random.normal(0, 1, (300, 6))
+    model = boosted.fit(features, features[:, 0] * features[:, 1] > 0)
+
+    def walk(row: Float64) -> float:
+        odds = model.bias
+        for chosen, cuts, leaves in zip(
+            model.features, model.thresholds, model.leaves, strict=True
+        ):
+            node = 0
+            while node < len(chosen):
+                node = 2 * node + 1 + int(row[chosen[node]] >= cuts[node])
+            odds += leaves[node - len(chosen)]
+        return float(odds)
+
+    np.testing.assert_allclose(model(features), [walk(row) for row in features])
+    np.testing.assert_allclose(model(features[:1]), model(features)[:1])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.routing.signals import FEATURES, Observed, features, repeated
+from edgellm.routing.signals import FEATURES, Observed, features, quantiles, repeated
 from edgellm.stream import TokenLogprob
 
 
@@ -45,3 +45,11 @@ def test_loops_are_seen() -> None:
     assert repeated([1, 2, 3, 4, 5, 6]) == 0
     assert repeated([1, 2, 3] * 20) > 0.9
     assert repeated([1]) == 0
+
+
+def test_quantiles_are_those_of_numpy() -> None:
+    random = np.random.default_rng(0)
+    for count in (1, 2, 3, 7, 64):
+        rising = np.sort(random.normal(0, 1, count))
+        shares = (0.0, 0.05, 0.25, 0.5, 0.9, 1.0)
+        np.testing.assert_allclose(quantiles(rising, shares), np.quantile(rising, shares))

@@ -110,19 +110,20 @@ class Bundles:
         return self._made[name]
 
 
-def _make_tiny(recipe: str, path: Path) -> None:
+def _make_tiny(name: str, path: Path) -> None:
     """A tiny random model; answers of some prompts end early on its second ending id."""
+    recipe, _, kv = name.partition("-kv-")
     source = path.with_name(f"{path.name}-source")
     if recipe == "exact":
         tiny.make_bundle(tiny.write_gguf(source / "model.gguf"), path, recipe)
         return
     tiny.write_folder(source, replace(tiny.UNTIED, inner=128, context=512))
     trial = path.with_name(f"{path.name}-trial")
-    tiny.make_bundle(source, trial, recipe)
+    tiny.make_bundle(source, trial, recipe, kv=kv or None)
     ends = [2, early_end(opened(trial).answers)]
     settings = json.dumps({"bos_token_id": 1, "eos_token_id": ends, "pad_token_id": 2})
     (source / "generation_config.json").write_text(settings, encoding="utf-8")
-    tiny.make_bundle(source, path, recipe)
+    tiny.make_bundle(source, path, recipe, kv=kv or None)
 
 
 def early_end(answers: Sequence[Sequence[int]]) -> int:

@@ -17,7 +17,7 @@ from edgellm.bundle import template, tokenizer
 from edgellm.stream import Message
 
 Logits = NDArray[np.float32]
-DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
 class Plain:

@@ -56,6 +56,8 @@ MODELS = {
     "gemma3_text-transformers-5": NEW_GEMMA3,
     "phi3": PHI3,
     "phi3-longrope": LONG_PHI3,
+    # The text is longer than the original window: the long factors hold.
+    "phi3-longrope-beyond": {**LONG_PHI3, "original_max_position_embeddings": 16},
     "qwen3_moe": QWEN3_MOE,
     "qwen3_moe-transformers-5": NEW_QWEN3_MOE,
     "qwen3_moe-window": {**QWEN3_MOE, "use_sliding_window": True},

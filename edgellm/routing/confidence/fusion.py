@@ -12,7 +12,7 @@ tasks never graded it misleads, and the tokens alone are better.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,13 @@ class Near:
     centre: Float64
     spread: Float64
     most: float
+    _known: Float64 = field(init=False, repr=False, compare=False)
+    _squares: Float64 = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Asked for after every answer, so what does not change is computed once.
+        object.__setattr__(self, "_known", self.landmarks.astype(np.float64))
+        object.__setattr__(self, "_squares", (self._known**2).sum(axis=1))
 
     def __call__(self, prompts: Float64) -> Bools:
         """(N,) of prompt states (N, D)."""
@@ -83,8 +90,8 @@ class Near:
 
     def distance(self, prompts: Float64) -> Float64:
         """(N,), by |a - b|² = |a|² - 2ab + |b|²."""
-        asked, known = (prompts - self.centre) / self.spread, self.landmarks.astype(np.float64)
-        squares = (known**2).sum(axis=1) - 2 * asked @ known.T
+        asked = (prompts - self.centre) / self.spread
+        squares = self._squares - 2 * asked @ self._known.T
         least: Float64 = (asked**2).sum(axis=1) + squares.min(axis=1)
         distance: Float64 = np.sqrt(np.maximum(least, 0) / prompts.shape[1])
         return distance

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgellm.bundle.manifest import Manifest
 from edgellm.errors import NotFound
 from edgellm.routing.confidence.pack import Pack, load
+from edgellm.settings import current
+
+if TYPE_CHECKING:
+    from edgellm.runtime.local import LocalBackend
 
 SHIPPED = Path(__file__).parent.parent / "packs"
 
@@ -24,6 +29,14 @@ def file_name(manifest: Manifest) -> str:
     """One name for each set of weights, readable and without a way out of its folder."""
     name = "".join(c if c.isalnum() or c in "-." else "-" for c in manifest.name)
     return f"{name}-{weights_sha256(manifest)[:12]}.npz"
+
+
+def confidence_pack(model: LocalBackend) -> Pack | None:
+    """The pack of a loaded model, the user's own first; None when there is none for its weights."""
+    try:
+        return find(model.bundle.manifest, current().home_folder())
+    except NotFound:
+        return None
 
 
 def find(manifest: Manifest, home: Path) -> Pack:

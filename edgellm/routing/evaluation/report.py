@@ -190,6 +190,10 @@ def _promises(report: Report) -> Iterator[str]:
         f"threshold fixed beforehand for {o.aim:.0%} of the remote's quality: {o.threshold:.3f}, "
         f"then {o.calls:.1%} calls, {o.kept_quality:.1%} of the quality"
     )
+    yield from _certificates(report)
+
+
+def _certificates(report: Report) -> Iterator[str]:
     for c in report.checks:
         yield (
             f"certificates at risk {c.risk:.0%}: {c.violations} of {c.draws} violated "

@@ -29,12 +29,16 @@ class Architecture(Protocol):
         ...
 
 
+def names() -> list[str]:
+    """The model types that have a builder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
 def find(model_type: object) -> Architecture:
     """The architecture of that name; Incompatible lists those there are."""
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__))
-    if model_type not in names:
+    if model_type not in names():
         raise Incompatible(
-            f"architecture {model_type!r} has no builder yet; there are: {', '.join(names)}"
+            f"architecture {model_type!r} has no builder yet; there are: {', '.join(names())}"
         )
     module: Any = importlib.import_module(f"{__name__}.{model_type}")
     architecture: Architecture = module

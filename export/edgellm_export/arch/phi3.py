@@ -20,7 +20,7 @@ from edgellm_export import blocks, fields, mlp
 from edgellm_export.blocks import Heads, Rope, Scores
 from edgellm_export.data import DataFile, Stored
 from edgellm_export.graph import Graph
-from edgellm_export.io import Inputs, asked_rows, output_hidden, output_logits
+from edgellm_export.io import Inputs, asked_rows, output_hidden, output_logits, switched
 from edgellm_export.linear import Matrix, embedding, linear
 from edgellm_export.rope import frequencies
 from edgellm_export.store import WeightStore
@@ -39,7 +39,7 @@ class Layer:
 @dataclass(frozen=True, slots=True)
 class Phi3:
     config: Mapping[str, Any]
-    context: int
+    switch: int | None
     embedding: Matrix
     layers: tuple[Layer, ...]
     norm: Stored
@@ -51,15 +51,15 @@ class Phi3:
 def store(weights: WeightStore) -> Phi3:
     config = weights.checkpoint.config
     _refuse(config)
-    context = _context(config, weights.checkpoint.notices)
+    switch = _switch(config)
     embedding = weights.outer("embed_tokens", "model.embed_tokens")
     layers = tuple(_layer(weights, i) for i in range(config["num_hidden_layers"]))
     norm = weights.vector("model.norm.weight")
     tied = bool(config.get("tie_word_embeddings"))
     head = embedding if tied else weights.outer("lm_head", "lm_head")
     weights.check_all_used(*(["lm_head.weight"] if tied else []))
-    rope = _rope(weights.data, config, context)
-    return Phi3(config, context, embedding, layers, norm, head, rope, weights.parameters)
+    rope = _rope(weights.data, config, switch)
+    return Phi3(config, switch, embedding, layers, norm, head, rope, weights.parameters)
 
 
 def _layer(weights: WeightStore, i: int) -> Layer:
@@ -84,23 +84,12 @@ def _refuse(config: Mapping[str, Any]) -> None:
         )
 
 
-def _context(config: Mapping[str, Any], notices: list[str]) -> int:
-    """Positions for which one rotary table is right.
-
-    Long-rope has two sets of frequencies and takes the long ones for every position as soon as the
-    text leaves the original window: what is cached by then would have to be computed again, so the
-    graph stays inside the window, with the short ones.
-    """
-    longest: int = config["max_position_embeddings"]
+def _switch(config: Mapping[str, Any]) -> int | None:
+    """Positions after which long-rope takes its long factors; None where it never does."""
     if not config.get("rope_scaling"):
-        return longest
-    context = min(longest, _original(config))
-    if context < longest:
-        notices.append(
-            f"the context is {context} tokens of {longest}: beyond that long-rope changes the "
-            "frequencies of all positions, cached ones too"
-        )
-    return context
+        return None
+    original = _original(config)
+    return original if original < config["max_position_embeddings"] else None
 
 
 def _original(config: Mapping[str, Any]) -> int:
@@ -120,28 +109,33 @@ def _rotary_width(config: Mapping[str, Any]) -> int:
     return width
 
 
-def _rope(data: DataFile, config: Mapping[str, Any], context: int) -> Rope:
+def _rope(data: DataFile, config: Mapping[str, Any], switch: int | None) -> Rope:
+    """One table, or that of the short factors with that of the long ones below."""
     width, scaling = _rotary_width(config), config.get("rope_scaling")
     plain = frequencies({**config, "head_dim": width, "rope_scaling": None})
+    context: int = config["max_position_embeddings"]
     if not scaling:
         return blocks.store_rope(data, plain, context)
-    slowed = plain / _short_factors(scaling, len(plain))
-    stretch = config["max_position_embeddings"] / _original(config)
+    stretch = context / _original(config)
     factor = scaling.get("attention_factor")
     if factor is None:
         stretch = scaling.get("factor") or stretch
         grown = 1 + math.log(stretch) / math.log(_original(config)) if stretch > 1 else 1
         factor = math.sqrt(grown)
-    return blocks.store_rope(data, slowed, context, factor=factor)
+    short = plain / _factors(scaling, "short_factor", len(plain))
+    if switch is None:
+        return blocks.store_rope(data, short, context, factor=factor)
+    long = plain / _factors(scaling, "long_factor", len(plain))
+    return blocks.joined_ropes(data, [(short, switch), (long, context)], factor)
 
 
-def _short_factors(scaling: Mapping[str, Any], count: int) -> NDArray[np.float64]:
-    factors = scaling.get("short_factor")
+def _factors(scaling: Mapping[str, Any], key: str, count: int) -> NDArray[np.float64]:
+    factors = scaling.get(key)
     numbers = factors if isinstance(factors, list) else []
     if len(numbers) != count or not all(type(one) in (int, float) for one in numbers):
         raise Corrupt(
-            f"config.json: rope_scaling short_factor must be {count} numbers, it has "
-            f"{len(numbers)}; download it again"
+            f"config.json: rope_scaling {key} must be {count} numbers, it has {len(numbers)}; "
+            "download it again"
         )
     return np.array(numbers, np.float64)
 
@@ -151,13 +145,14 @@ def build(g: Graph, inputs: Inputs, w: Phi3) -> None:
     eps = c["rms_norm_eps"]
     heads = Heads(c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"])
     scores = Scores(window=fields.window(c))
+    position = inputs.position if w.switch is None else switched(g, inputs, w.switch)
     residual = embedding(g, inputs.ids, w.embedding)  # (B, T, D)
     x = blocks.rms_norm(g, residual, w.layers[0].input_norm, eps)
     norms = [layer.input_norm for layer in w.layers[1:]] + [w.norm]
     for i, (layer, next_norm) in enumerate(zip(w.layers, norms, strict=True)):
         with g.scope(f"layers.{i}"):
             x = linear(g, x, layer.qkv)
-            x = blocks.attention(g, x, i, heads, w.rope, inputs.position, scores)
+            x = blocks.attention(g, x, i, heads, w.rope, position, scores)
             if layer is w.layers[-1]:
                 # Past the last attention only the asked-for rows matter.
                 x, residual = asked_rows(g, inputs, x), asked_rows(g, inputs, residual)
@@ -179,6 +174,7 @@ def shape(w: Phi3) -> Shape:
         head_dim=c["head_dim"],
         hidden_size=c["hidden_size"],
         vocab_size=c["vocab_size"],
-        context_length=w.context,
+        context_length=c["max_position_embeddings"],
         parameters=w.parameters,
+        rope_switch=w.switch,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +30,29 @@ class GgufCheckpoint:
         self.quantized = True
         self._file = container.read(path)
         self._architecture = words.architecture(self._file)
-        self._names = words.tensor_names(self._file, self._architecture)
+        self._tensors = words.tensors(self._file, self._architecture)
         self.config: Mapping[str, Any] = check_config(
             words.config(self._file, self._architecture), str(path)
         )
-        shapes = {ours: self._file.tensors[theirs].shape for ours, theirs in self._names.items()}
+        shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         check_shapes(self.config, shapes, str(path))
         licence = self._file.metadata.get("general.license")
         self.licence = licence[:80] if isinstance(licence, str) else None
-        self.notices = _notices(self._file)
+        self.notices = _notices(list(self._tensors.values()))
 
     def names(self) -> frozenset[str]:
-        return frozenset(self._names)
+        return frozenset(self._tensors)
 
     def weight(self, name: str) -> Weight:
         """One tensor; see `Checkpoint.weight`."""
-        if name not in self._names:
+        tensor = self._tensors.get(name)
+        if tensor is None:
             raise Corrupt(f"{self.path} has no tensor for {name}; {AGAIN}")
-        tensor = self._file.tensors[self._names[name]]
         weight = blocks.load(self._file, tensor)
+        added = np.float32(self._architecture.norms_added)
+        if added and name.endswith("norm.weight") and isinstance(weight, Dense):
+            # What converters fold into a norm, builders add themselves.
+            return Dense(weight.shape, weight.dtype, lambda: weight.numpy() - added)
         if not self._architecture.permuted or ".self_attn." not in name:
             return weight
         if ".q_proj." in name:
@@ -79,13 +83,13 @@ def half_split_order(rows: int, heads: int) -> NDArray[np.intp]:
     return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
 
 
-def _notices(file: container.GgufFile) -> list[str]:
-    counts = Counter(t.kind for t in file.tensors.values() if not blocks.is_exact(t))
+def _notices(tensors: Sequence[container.Tensor]) -> list[str]:
+    counts = Counter(t.kind for t in tensors if not blocks.is_exact(t))
     lines = [
         f"{count} tensors of type {kind} are dequantized: not carried over exactly"
         for kind, count in sorted(counts.items())
     ]
-    matrices = [t for t in file.tensors.values() if t.kind in FORMATS and len(t.shape) == 2]
+    matrices = [t for t in tensors if t.kind in FORMATS and len(t.shape) == 2]
     for kind, one in sorted({t.kind: t for t in matrices}.items()):
         theirs, ours = blocks.bits_a_weight(one)
         if ours > 1.01 * theirs:

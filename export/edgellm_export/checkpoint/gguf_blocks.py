@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from edgellm.errors import Incompatible
 from edgellm_export.checkpoint.gguf_file import GgufFile, Tensor
 from edgellm_export.checkpoint.gguf_formats import FORMATS, Format
-from edgellm_export.checkpoint.mapped import all_finite, shown, widen_bfloat16
-from edgellm_export.weights import Blocks, Dense, Float32, Weight, concatenate
+from edgellm_export.checkpoint.mapped import all_finite, release, shown, widen_bfloat16
+from edgellm_export.weights import Blocks, Dense, Float32, Steps, Weight, concatenate
 
 # gguf's dequantize needs twice its output; pieces keep that small beside a large embedding.
 ROWS_AT_ONCE = 1024
@@ -25,9 +25,11 @@ def load(file: GgufFile, tensor: Tensor) -> Weight:
     """The tensor as Blocks (matrices of FORMATS) or else as Dense, read when asked for."""
     if _has_blocks(tensor):
         blocks = _blocks(file, tensor, FORMATS[tensor.kind])
-        all_finite(file.path, tensor.name, blocks.scales)
-        if blocks.minima is not None:
-            all_finite(file.path, tensor.name, blocks.minima)
+        release(file.data, tensor.offset, tensor.size_bytes)
+        for scales in (blocks.scales, blocks.minima):
+            if scales is not None:
+                numbers = scales.coarse if isinstance(scales, Steps) else scales
+                all_finite(file.path, tensor.name, numbers)
         return blocks
 
     if tensor.kind not in DENSE:
@@ -37,6 +39,7 @@ def load(file: GgufFile, tensor: Tensor) -> Weight:
 
     def read() -> Float32:
         values = _floats(file.raw(tensor), tensor)
+        release(file.data, tensor.offset, tensor.size_bytes)
         all_finite(file.path, tensor.name, values)
         return values
 

@@ -1,80 +1,28 @@
 """What a GGUF says about its model, in the words of a Hugging Face config.json.
 
-A further architecture is one more row in ARCHITECTURES.
-Sources: docs/gguf.md in ggml for the keys, convert_hf_to_gguf.py in llama.cpp for what was done to
-the weights.
+Source: docs/gguf.md in ggml for the keys.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.errors import Corrupt, Incompatible
+from edgellm_export.checkpoint.gguf_architectures import ARCHITECTURES, Architecture
 from edgellm_export.checkpoint.gguf_blocks import load
-from edgellm_export.checkpoint.gguf_file import GgufFile
+from edgellm_export.checkpoint.gguf_file import GgufFile, Tensor
+from edgellm_export.checkpoint.gguf_keys import Keys
 from edgellm_export.checkpoint.mapped import AGAIN, shown
 from edgellm_export.weights import to_float32
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-_POST_NORMS = {
-    "post_attention_norm": "post_attention_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-
-_GRANITE = {
-    "attention.scale": "attention_multiplier",
-    "embedding_scale": "embedding_multiplier",
-    "logit_scale": "logits_scaling",
-    "residual_scale": "residual_multiplier",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """`permuted`: rows of q and k are interleaved for GGML's rotary embedding. `multipliers`:
-    factors of the config by GGUF's keys, which must all be there."""
-
-    model_type: str
-    class_name: str
-    layer: Mapping[str, str]
-    permuted: bool = False
-    multipliers: Mapping[str, str] = field(default_factory=dict)
-
-
-ARCHITECTURES = {
-    "llama": Architecture("llama", "LlamaForCausalLM", _LAYER, permuted=True),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _LAYER),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", {**_LAYER, **_HEAD_NORMS}),
-    # Which of its layers have no RoPE is not in the file: every fourth, as llama.cpp has it.
-    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", _LAYER, permuted=True),
-    "olmo2": Architecture(
-        "olmo2",
-        "Olmo2ForCausalLM",
-        {k: v for k, v in _LAYER.items() if "norm" not in k} | _HEAD_NORMS | _POST_NORMS,
-    ),
-    "granite": Architecture(
-        "granite", "GraniteForCausalLM", _LAYER, permuted=True, multipliers=_GRANITE
-    ),
-}
 ROPE_FACTORS = "rope_freqs.weight"
+ROPE_TABLES = (ROPE_FACTORS, "rope_factors_short.weight", "rope_factors_long.weight")
 _NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,4})\.)?([a-z0-9_]+)\.(weight|bias)")
 # What every model with "llama3" rope scaling up to 3.3 uses; the file only has the result.
 _LLAMA3 = {
@@ -96,14 +44,19 @@ def architecture(file: GgufFile) -> Architecture:
     return found
 
 
-def tensor_names(file: GgufFile, arch: Architecture) -> dict[str, str]:
-    """Hugging Face's name to GGUF's, for every tensor; Incompatible names one that has no place."""
-    names: dict[str, str] = {}
-    for name in file.tensors:
-        if name == ROPE_FACTORS:
+def tensors(file: GgufFile, arch: Architecture) -> dict[str, Tensor]:
+    """Every tensor by Hugging Face's name; Incompatible names one that has no place."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in file.tensors.items():
+        if name in ROPE_TABLES:
             continue
         match = _NAME.fullmatch(name)
         layer, part, kind = match.groups() if match else (None, "", "")
+        if layer is not None and part in arch.experts and kind == "weight":
+            for i, one in enumerate(_experts(file, tensor)):
+                at = f"model.layers.{int(layer)}.mlp.experts.{i}"
+                found[f"{at}.{arch.experts[part]}.weight"] = one
+            continue
         stem = _TOP.get(part) if layer is None else arch.layer.get(part)
         if stem is None:
             raise Incompatible(
@@ -111,24 +64,32 @@ def tensor_names(file: GgufFile, arch: Architecture) -> dict[str, str]:
                 "this variant cannot be read"
             )
         prefix = "" if layer is None else f"model.layers.{int(layer)}."
-        names[f"{prefix}{stem}.{kind}"] = name
-    return names
+        found[f"{prefix}{stem}.{kind}"] = tensor
+    return found
+
+
+def _experts(file: GgufFile, tensor: Tensor) -> list[Tensor]:
+    """The matrix of each expert inside the one tensor (E, N, K) that has them all."""
+    count = Keys(file).whole("expert_count")
+    if len(tensor.shape) != 3 or tensor.shape[0] != count:
+        raise Corrupt(
+            f"{file.path}: tensor {shown(tensor.name)} has shape {tensor.shape} and the file "
+            f"promises {count} experts; {AGAIN}"
+        )
+    size = tensor.size_bytes // count
+    return [
+        Tensor(f"{tensor.name}[{i}]", tensor.kind, tensor.shape[1:], tensor.offset + i * size, size)
+        for i in range(count)
+    ]
 
 
 def config(file: GgufFile, arch: Architecture) -> dict[str, Any]:
     """The mapping a config.json would hold, not yet checked."""
-    keys = _Keys(file)
+    keys = Keys(file)
     heads, hidden = keys.whole("attention.head_count"), keys.whole("embedding_length")
     head_dim = keys.whole("attention.key_length", hidden // max(heads, 1))
     context = keys.whole("context_length")
-    if keys.whole("expert_count", 0):
-        raise Incompatible(f"{file.path} is a mixture of experts, which cannot be read yet")
-    for other in ("attention.value_length", "rope.dimension_count"):
-        if keys.whole(other, head_dim) != head_dim:
-            raise Incompatible(
-                f"{file.path}: {keys.prefix}{other} differs from the head width {head_dim}; "
-                "this variant cannot be read"
-            )
+    _refuse(keys, arch, head_dim)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise Corrupt(f"{file.path} has no tensor 'token_embd.weight'; {AGAIN}")
@@ -159,38 +120,23 @@ def config(file: GgufFile, arch: Architecture) -> dict[str, Any]:
         | _token_ids(file)
         | ({"rope_scaling": scaling} if (scaling := _rope_scaling(keys, head_dim)) else {})
         | ({"sliding_window": window} if 0 < window < context else {})
+        | arch.also(keys, found)
     )
 
 
-class _Keys:
-    """Numbers under this architecture's own prefix; Corrupt names the key that is wrong."""
-
-    def __init__(self, file: GgufFile) -> None:
-        self.file = file
-        self.prefix = f"{file.metadata['general.architecture']}."
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        value = self.file.metadata.get(self.prefix + key, default)
-        if isinstance(value, list):
+def _refuse(keys: Keys, arch: Architecture, head_dim: int) -> None:
+    """Incompatible says what no builder of this architecture has."""
+    if keys.whole("expert_count", 0) and not arch.experts:
+        raise Incompatible(
+            f"{keys.file.path} is a mixture of experts, which is read for qwen3moe only; "
+            "export from the model's Hugging Face folder instead"
+        )
+    for other in ("attention.value_length", "rope.dimension_count"):
+        if other not in arch.parts_of_heads and keys.whole(other, head_dim) != head_dim:
             raise Incompatible(
-                f"{self.file.path}: {self.prefix}{key} differs from layer to layer; "
+                f"{keys.file.path}: {keys.prefix}{other} differs from the head width {head_dim}; "
                 "this variant cannot be read"
             )
-        if type(value) is not int:
-            raise self._wrong(key, value)
-        return value
-
-    def decimal(self, key: str, default: float | None = None) -> float:
-        """The shortest decimal that is the same float32: 1e-05, not 9.999999747378752e-06."""
-        value = self.file.metadata.get(self.prefix + key, default)
-        if type(value) is not float:
-            raise self._wrong(key, value)
-        with np.errstate(over="ignore"):
-            return float(str(np.float32(value)))
-
-    def _wrong(self, key: str, value: object) -> Corrupt:
-        found = "missing" if value is None else f"{shown(value)}, not a number"
-        return Corrupt(f"{self.file.path}: metadata {self.prefix}{key} is {found}; {AGAIN}")
 
 
 def _token_ids(file: GgufFile) -> dict[str, int]:
@@ -202,7 +148,7 @@ def _token_ids(file: GgufFile) -> dict[str, int]:
     return found
 
 
-def _rope_scaling(keys: _Keys, head_dim: int) -> dict[str, Any]:
+def _rope_scaling(keys: Keys, head_dim: int) -> dict[str, Any]:
     file = keys.file
     if ROPE_FACTORS in file.tensors:
         return _llama3_scaling(keys, head_dim)
@@ -220,7 +166,7 @@ def _rope_scaling(keys: _Keys, head_dim: int) -> dict[str, Any]:
     raise Incompatible(f"{file.path} uses rope scaling {shown(kind)}, which cannot be read")
 
 
-def _llama3_scaling(keys: _Keys, head_dim: int) -> dict[str, Any]:
+def _llama3_scaling(keys: Keys, head_dim: int) -> dict[str, Any]:
     """The settings behind a table of factors, proven by computing the table again."""
     file = keys.file
     table = to_float32(load(file, file.tensors[ROPE_FACTORS])).astype(np.float64)

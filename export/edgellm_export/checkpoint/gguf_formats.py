@@ -8,18 +8,20 @@ Bits a weight, in the GGUF file and stored here:
     Q5_0    5.5     8.5     8 bits, blocks of 32                 d * (q - 16)
     Q5_1    6.0     9.0     8 bits, blocks of 32, minima         d * q + m
     Q8_0    8.5     8.5     8 bits, blocks of 32                 d * q
-    Q2_K    2.6     8.0     4 bits, blocks of 16, minima *       (d * sc) * q - dmin * m
-    Q3_K    3.4     6.0     4 bits, blocks of 16 *               (d * sc) * (q - 4)
-    Q4_K    4.5     6.0     4 bits, blocks of 32, minima *       (d * sc) * q - dmin * m
-    Q5_K    5.5    10.0     8 bits, blocks of 32, minima *       (d * sc) * q - dmin * m
-    Q6_K    6.6    10.0     8 bits, blocks of 16 *               (d * sc) * (q - 32)
+    Q2_K    2.6     5.1     4 bits, blocks of 16, minima *       (d * sc) * q - dmin * m
+    Q3_K    3.4     4.6     4 bits, blocks of 16 *               (d * sc) * (q - 4)
+    Q4_K    4.5     4.6     4 bits, blocks of 32, minima *       (d * sc) * q - dmin * m
+    Q5_K    5.5     8.6     8 bits, blocks of 32, minima *       (d * sc) * q - dmin * m
+    Q6_K    6.6     8.6     8 bits, blocks of 16 *               (d * sc) * (q - 32)
     IQ4_NL  4.5     8.5     8 bits, blocks of 32                 d * table[q]
-    IQ4_XS  4.25    9.0     8 bits, blocks of 32 *               (d * sc) * table[q]
-    MXFP4   4.25    9.0     8 bits, blocks of 32 *               2^e * table[q]
+    IQ4_XS  4.25    8.3     8 bits, blocks of 32 *               (d * sc) * table[q]
+    MXFP4   4.25    9.0     8 bits, blocks of 32 **              2^e * table[q]
     TQ1_0   1.7     4.1     4 bits, blocks of 256                d * (q - 1)
     TQ2_0   2.1     4.1     4 bits, blocks of 256                d * (q - 1)
 
-* Scales (and minima) are float32: d * sc has up to 18 bits, 2^e up to 8 of exponent.
+*  Scales (and minima) are weights.Steps: d as it is, sc in a byte; as one number, d * sc would need
+   float32.
+** Scales are float32: 2^e has 8 bits of exponent.
 
 Codes that use less than their 4 or 8 bits lie in the middle of the range, at the default zero
 point. With minima that costs no exactness: `Blocks.lowest` says where they begin.
@@ -34,7 +36,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm_export.weights import Blocks, Float32, pack
+from edgellm_export.weights import Blocks, Steps, pack
 
 Bytes = NDArray[np.uint8]
 # kvalues_iq4nl and kvalues_mxfp4 (e2m1, doubled) of ggml-common.h.
@@ -78,8 +80,8 @@ def _q8_0(raw: Bytes) -> Blocks:
 
 def _q2_k(raw: Bytes) -> Blocks:
     steps, lowest = raw[..., :16], 8 - 2
-    scales = _wide(raw[..., 80:82]) * (steps & np.uint8(15)).astype(np.float32)
-    minima = -(_wide(raw[..., 82:84]) * (steps >> np.uint8(4)).astype(np.float32))
+    scales = _steps(_halves(raw[..., 80:82]), steps & np.uint8(15))
+    minima = _steps(-_halves(raw[..., 82:84]), steps >> np.uint8(4))
     codes = _bits(raw[..., 16:80], 2, 32) + np.uint8(lowest)
     return _blocks(4, 16, codes, scales, minima, lowest)
 
@@ -88,7 +90,7 @@ def _q3_k(raw: Bytes) -> Blocks:
     high = _bits(raw[..., :32], 1, 32)  # clear: 4 less
     steps = raw[..., 96:108]
     low = _bits(steps[..., :8], 4, 8) | (_bits(steps[..., 8:], 2, 4) << np.uint8(4))
-    scales = _wide(raw[..., 108:110]) * (low.astype(np.float32) - 32)
+    scales = _steps(_halves(raw[..., 108:110]), low.astype(np.int8) - np.int8(32))
     codes = _bits(raw[..., 32:96], 2, 32) + (high << np.uint8(2)) + np.uint8(8 - 4)
     return _blocks(4, 16, codes, scales)
 
@@ -105,8 +107,8 @@ def _q5_k(raw: Bytes) -> Blocks:
 
 def _q6_k(raw: Bytes) -> Blocks:
     codes = _bits(raw[..., :128], 4, 64) | (_bits(raw[..., 128:192], 2, 32) << np.uint8(4))
-    steps = np.ascontiguousarray(raw[..., 192:208]).view(np.int8).astype(np.float32)
-    return _blocks(8, 16, codes + np.uint8(128 - 32), _wide(raw[..., 208:210]) * steps)
+    steps = np.ascontiguousarray(raw[..., 192:208]).view(np.int8)
+    return _blocks(8, 16, codes + np.uint8(128 - 32), _steps(_halves(raw[..., 208:210]), steps))
 
 
 def _iq4_nl(raw: Bytes) -> Blocks:
@@ -116,7 +118,7 @@ def _iq4_nl(raw: Bytes) -> Blocks:
 def _iq4_xs(raw: Bytes) -> Blocks:
     high = _bits_in_turn(raw[..., 2:4], 2)
     steps = _bits_in_turn(raw[..., 4:8], 4) | (high << np.uint8(4))
-    scales = _wide(raw[..., :2]) * (steps.astype(np.float32) - 32)
+    scales = _steps(_halves(raw[..., :2]), steps.astype(np.int8) - np.int8(32))
     return _blocks(8, 32, _looked_up(IQ4, _nibbles(raw[..., 8:], 16)), scales)
 
 
@@ -170,36 +172,35 @@ def _blocks(
     bits: int,
     block_size: int,
     codes: Bytes,
-    scales: Float32,
-    minima: Float32 | None = None,
+    scales: Steps,
+    minima: Steps | None = None,
     lowest: int = 0,
 ) -> Blocks:
-    """Codes, scales and minima (N, super-blocks, …) flattened along K."""
+    """Codes (N, super-blocks, …) flattened along K."""
     n = codes.shape[0]
     packed = pack(codes.reshape(n, -1), bits, block_size)
-    flat = None if minima is None else minima.reshape(n, -1)
-    return Blocks(bits, block_size, packed, scales.reshape(n, -1), minima=flat, lowest=lowest)
+    return Blocks(bits, block_size, packed, scales, minima=minima, lowest=lowest)
 
 
-def _scales_and_minima(raw: Bytes) -> tuple[Float32, Float32]:
+def _scales_and_minima(raw: Bytes) -> tuple[Steps, Steps]:
     """Of Q4_K and Q5_K: eight of 6 bits each, the upper two of the last four kept apart."""
     first, second, rest = raw[..., 4:8], raw[..., 8:12], raw[..., 12:16]
     low, high = np.uint8(0x3F), np.uint8(0x30)
     scales = [first & low, (rest & np.uint8(15)) | ((first >> np.uint8(2)) & high)]
     minima = [second & low, (rest >> np.uint8(4)) | ((second >> np.uint8(2)) & high)]
     return (
-        _wide(raw[..., :2]) * np.concatenate(scales, axis=-1).astype(np.float32),
-        -(_wide(raw[..., 2:4]) * np.concatenate(minima, axis=-1).astype(np.float32)),
+        _steps(_halves(raw[..., :2]), np.concatenate(scales, axis=-1)),
+        _steps(-_halves(raw[..., 2:4]), np.concatenate(minima, axis=-1)),
     )
+
+
+def _steps(coarse: NDArray[np.float16], steps: Bytes | NDArray[np.int8]) -> Steps:
+    """Coarse scales (N, super-blocks) and their multiples (N, super-blocks, …)."""
+    return Steps(coarse, steps.reshape(len(coarse), -1))
 
 
 def _halves(raw: Bytes) -> NDArray[np.float16]:
     return np.ascontiguousarray(raw).view("<f2")[..., 0].astype(np.float16, copy=False)
-
-
-def _wide(raw: Bytes) -> Float32:
-    """A float16 as float32, (…, 1)."""
-    return np.ascontiguousarray(raw).view("<f2").astype(np.float32)
 
 
 def _bits(raw: Bytes, bits: int, run: int) -> Bytes:

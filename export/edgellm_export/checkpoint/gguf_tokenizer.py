@@ -213,6 +213,9 @@ def _tokenizer(vocabulary: Vocabulary, add_bos: bool, **parts: Any) -> dict[str,
 def _added_tokens(vocabulary: Vocabulary) -> Iterable[dict[str, Any]]:
     """Tokens that are found in the text as they stand. Unused ones are in the vocabulary only."""
     special = (TokenType.CONTROL, TokenType.UNKNOWN)
+    # Gemma's runs of spaces, where a converter left them as SentencePiece writes them; a prefix
+    # would be put before them too.
+    spaces = vocabulary.kind == "llama" and vocabulary.add_space_prefix is False
     for token_id, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
         if kind in (*special, TokenType.USER_DEFINED):
             yield {
@@ -221,7 +224,7 @@ def _added_tokens(vocabulary: Vocabulary) -> Iterable[dict[str, Any]]:
                 "single_word": False,
                 "lstrip": False,
                 "rstrip": False,
-                "normalized": False,
+                "normalized": spaces and kind == TokenType.USER_DEFINED and _METASPACE in token,
                 "special": kind in special,
             }
 

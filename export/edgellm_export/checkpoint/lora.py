@@ -1,4 +1,4 @@
-"""A checkpoint with a PEFT LoRA adapter merged into its weights: W + scaling * B @ A.
+"""PEFT LoRA adapters, and a checkpoint with one merged into its weights: W + scaling * B @ A.
 
     adapter_config.json          r, lora_alpha, use_rslora, and much that is refused by name
     adapter_model.safetensors    base_model.model.NAME.lora_A.weight (r, K), lora_B.weight (N, r)
@@ -14,6 +14,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgellm.errors import Corrupt, Incompatible, NotFound
 from edgellm_export.checkpoint import Checkpoint, TextFiles
@@ -49,13 +51,10 @@ _PLAIN: Mapping[str, tuple[object, ...]] = {
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq")
 
 
-class LoraCheckpoint:
-    """See `Checkpoint`. Everything but the merged weights is the base's."""
+class Adapter:
+    """A PEFT folder, checked. `stems` are the layers it changes: model.layers.0.mlp.up_proj."""
 
-    def __init__(self, base: Checkpoint, folder: Path) -> None:
-        self._base = base
-        self.path, self.config, self.licence = base.path, base.config, base.licence
-        self.quantized = base.quantized
+    def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise NotFound(f"no adapter folder {folder}; check the path")
         config = read_object(folder, CONFIG)
@@ -63,7 +62,44 @@ class LoraCheckpoint:
         if not inside(folder, WEIGHTS).exists():
             raise NotFound(f"{folder} has no {WEIGHTS}; an adapter as a pickle is never loaded")
         self._file = read_safetensors(folder / WEIGHTS)
-        self._stems = _stems(self._file, base)
+        self.path, self.stems = self._file.path, _stems(self._file)
+
+    def check(self, stem: str, shape: tuple[int, ...]) -> None:
+        """Incompatible unless the two matrices fit a layer of `shape` (N, K)."""
+        n, k = shape
+        for part, wanted in (("A", (self._rank, k)), ("B", (n, self._rank))):
+            found = self._file.tensors[_tensor(stem, part)]
+            if found.shape != wanted:
+                raise Incompatible(
+                    f"{self.path}: tensor {shown(found.name)} has shape {found.shape}, this model "
+                    f"needs {wanted}; use the model that the adapter was trained on"
+                )
+
+    def matrices(self, stem: str) -> tuple[Float32, Float32]:
+        """A (r, K) and scaling * B (N, r); Corrupt when they are not finite."""
+        a, b = (self._floats(_tensor(stem, part)) for part in "AB")
+        return a, np.float32(self._scaling) * b
+
+    def change(self, stem: str) -> Float32:
+        """What it adds to the layer's weight: scaling * B @ A, (N, K)."""
+        a, b = self.matrices(stem)
+        return b @ a
+
+    def _floats(self, name: str) -> Float32:
+        values = read_floats(self._file, self._file.tensors[name])
+        all_finite(self.path, name, values)
+        return values
+
+
+class LoraCheckpoint:
+    """See `Checkpoint`. Everything but the merged weights is the base's."""
+
+    def __init__(self, base: Checkpoint, folder: Path) -> None:
+        self._base = base
+        self.path, self.config, self.licence = base.path, base.config, base.licence
+        self.quantized = base.quantized
+        self._adapter = Adapter(folder)
+        self._stems = known_stems(self._adapter, base)
         self.notices = [
             *base.notices,
             f"{len(self._stems)} layers have the adapter {folder.name} merged into them",
@@ -78,23 +114,15 @@ class LoraCheckpoint:
         stem = self._stems.get(name)
         if stem is None:
             return weight
-        a, b = f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
-        n, k = weight.shape
-        for part, shape in ((a, (self._rank, k)), (b, (n, self._rank))):
-            found = self._file.tensors[part].shape
-            if found != shape:
-                raise Incompatible(
-                    f"{self._file.path}: tensor {shown(part)} has shape {found}, this model needs "
-                    f"{shape}; use the model that the adapter was trained on"
-                )
+        self._adapter.check(stem, weight.shape)
+        adapter = self._adapter
 
         def merged() -> Float32:
-            change = self._floats(b) @ self._floats(a)
-            values: Float32 = to_float32(weight) + self._scaling * change
-            all_finite(self._file.path, name, values)
+            values: Float32 = to_float32(weight) + adapter.change(stem)
+            all_finite(adapter.path, name, values)
             return values
 
-        return Dense((n, k), "float32", merged)
+        return Dense(weight.shape, "float32", merged)
 
     def text_files(self) -> TextFiles:
         return self._base.text_files()
@@ -109,9 +137,6 @@ class LoraCheckpoint:
             elif weight.dtype == "float16":
                 found[name] = Float("float16")
         return found
-
-    def _floats(self, name: str) -> Float32:
-        return read_floats(self._file, self._file.tensors[name])
 
 
 def _scaling(config: Mapping[str, Any], path: Path) -> tuple[int, float]:
@@ -137,8 +162,25 @@ def _scaling(config: Mapping[str, Any], path: Path) -> tuple[int, float]:
     return rank, float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _stems(file: SafetensorsFile, base: Checkpoint) -> dict[str, str]:
-    """Name of a base weight → what the adapter's two tensors for it are called, up to lora_."""
+def known_stems(adapter: Adapter, base: Checkpoint) -> dict[str, str]:
+    """Names of the weights that the adapter changes, and its stems for them; Incompatible names
+    one that `base` does not have."""
+    names = base.names()
+    for stem in adapter.stems:
+        if f"{stem}.weight" not in names:
+            raise Incompatible(
+                f"{adapter.path} changes {shown(stem)}, which this model does not have; "
+                "use the model that the adapter was trained on"
+            )
+    return {f"{stem}.weight": stem for stem in adapter.stems}
+
+
+def _tensor(stem: str, part: str) -> str:
+    return f"base_model.model.{stem}.lora_{part}.weight"
+
+
+def _stems(file: SafetensorsFile) -> list[str]:
+    """The layers that have both matrices, ascending."""
     pairs: dict[str, set[str]] = {}
     for name, tensor in file.tensors.items():
         match = _NAME.fullmatch(name)
@@ -148,15 +190,9 @@ def _stems(file: SafetensorsFile, base: Checkpoint) -> dict[str, str]:
                 "linear layer; merge the adapter with peft's merge_and_unload first"
             )
         pairs.setdefault(match[1], set()).add(match[2])
-    names = base.names()
     for stem, parts in pairs.items():
         if len(parts) != 2:
             raise Corrupt(f"{file.path}: {shown(stem)} lacks one of lora_A and lora_B; {AGAIN}")
-        if f"{stem}.weight" not in names:
-            raise Incompatible(
-                f"{file.path} changes {shown(stem)}, which this model does not have; "
-                "use the model that the adapter was trained on"
-            )
     if not pairs:
         raise Corrupt(f"{file.path} changes no layer; {AGAIN}")
-    return {f"{stem}.weight": f"base_model.model.{stem}" for stem in sorted(pairs)}
+    return sorted(pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import reprlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,16 @@ def map_file(path: Path, smallest_bytes: int, kind: str) -> mmap.mmap:
         raise StorageFailed(
             f"cannot read {path}: {error.strerror}; check its permissions"
         ) from error
+
+
+def release(data: mmap.mmap, offset: int, size_bytes: int) -> None:
+    """Give the memory of pages that were read back; whoever reads them again gets the same bytes.
+
+    Else a process seems to hold every file that it has read, and a small machine runs out.
+    """
+    if sys.platform == "linux":  # elsewhere the advice is missing or means something else
+        start = offset - offset % mmap.PAGESIZE
+        data.madvise(mmap.MADV_DONTNEED, start, offset + size_bytes - start)
 
 
 def shown(value: object) -> str:

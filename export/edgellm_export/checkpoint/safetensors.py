@@ -20,7 +20,7 @@ from edgellm_export.checkpoint.folder import (
     read_object,
     read_text,
 )
-from edgellm_export.checkpoint.mapped import AGAIN, all_finite, shown, widen_bfloat16
+from edgellm_export.checkpoint.mapped import AGAIN, all_finite, release, shown, widen_bfloat16
 from edgellm_export.checkpoint.shapes import check_shapes
 from edgellm_export.weights import Dense, Float32, Weight
 
@@ -51,7 +51,7 @@ class SafetensorsCheckpoint:
         tied = {"tie_word_embeddings": "lm_head.weight" not in self._files}
         self.config: Mapping[str, Any] = check_config(tied | raw, where)
         check_shapes(self.config, self._shapes(), str(folder))
-        self.licence = _licence(folder)
+        self.licence = licence(folder)
 
     def names(self) -> frozenset[str]:
         """Also without the biases of zero that AutoGPTQ gives layers that have none."""
@@ -76,6 +76,7 @@ class SafetensorsCheckpoint:
 
         def read() -> Float32:
             values = read_floats(file, tensor)
+            release(file.data, tensor.offset, tensor.size_bytes)
             all_finite(file.path, name, values)
             return values
 
@@ -94,20 +95,23 @@ class SafetensorsCheckpoint:
         return not file.raw(file.tensors[name]).any()
 
     def text_files(self) -> TextFiles:
-        """Tokenizer, template and settings as they are; Incompatible without a tokenizer."""
-        folder = self.path
-        tokenizer = read_text(folder, "tokenizer.json", TOKENIZER_LIMIT_BYTES)
-        if tokenizer is None:
-            raise Incompatible(
-                f"{folder} has no tokenizer.json; make one with transformers: "
-                "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-            )
-        parse_object(tokenizer, folder / "tokenizer.json")
-        settings = _optional(folder, "tokenizer_config.json")
-        template = read_text(folder, "chat_template.jinja", CONFIG_LIMIT_BYTES)
-        if template is None:
-            template = _template(settings.get("chat_template"), folder)
-        return TextFiles(tokenizer, settings, template, _optional(folder, "generation_config.json"))
+        return text_files(self.path)
+
+
+def text_files(folder: Path) -> TextFiles:
+    """Tokenizer, template and settings as they are; Incompatible without a tokenizer."""
+    tokenizer = read_text(folder, "tokenizer.json", TOKENIZER_LIMIT_BYTES)
+    if tokenizer is None:
+        raise Incompatible(
+            f"{folder} has no tokenizer.json; make one with transformers: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    parse_object(tokenizer, folder / "tokenizer.json")
+    settings = _optional(folder, "tokenizer_config.json")
+    template = read_text(folder, "chat_template.jinja", CONFIG_LIMIT_BYTES)
+    if template is None:
+        template = _template(settings.get("chat_template"), folder)
+    return TextFiles(tokenizer, settings, template, _optional(folder, "generation_config.json"))
 
 
 def _files(folder: Path) -> dict[str, container.SafetensorsFile]:
@@ -163,7 +167,7 @@ def _template(value: Any, folder: Path) -> str | None:
     return value
 
 
-def _licence(folder: Path) -> str | None:
+def licence(folder: Path) -> str | None:
     """The `license` line of the model card's front matter, if there is one."""
     card = folder / "README.md"
     if card.is_symlink() or not card.is_file():

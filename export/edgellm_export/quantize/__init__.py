@@ -2,6 +2,7 @@
 
 rtn    round to nearest, no data needed       grids, gptq   calibrated, on statistics of the inputs
 capture   those statistics                    selftext      text in the model's own words
+sensitivity   what rounding each matrix costs  budget   bits for each matrix within a size
 calibrate   all of it, kept for a rerun
 """
 
@@ -25,7 +26,8 @@ def treat(weight: Weight, treatment: Treatment, hessian: Float32 | None = None) 
             fitting = fit(treatment, weight.shape[1])
             if treatment.method == "rtn" and not treatment.minima:
                 return rtn.quantize(to_float32(weight), fitting)
-            return gptq.quantize(to_float32(weight), hessian, fitting)
+            known = hessian if treatment.method == "gptq" else None
+            return gptq.quantize(to_float32(weight), known, fitting)
         case Float(dtype):
             return Dense(weight.shape, dtype, lambda: to_float32(weight))
         case _:

@@ -1,16 +1,18 @@
 """Mixed precision under a budget: which matrix deserves which bits and blocks.
 
-For each matrix a few schemes are tried on some of its rows; the loss of one is the error of the
-matrix's outputs on the calibration text relative to their size, so that losses of different
-matrices can be added (the perplexity of a model grows about linearly with them: Malinovskii et
-al., arXiv:2411.17525). Then bytes are spent where one byte removes most loss: along each matrix's
+For each matrix a few schemes are tried on some of its rows as they will be rounded, which gives the
+error of the matrix's outputs on the calibration text. What such an error costs the model is
+measured (sensitivity): the KL of its logits when this matrix alone is rounded. KL grows with the
+square of a small error, so the one measurement gives the KL of every scheme, and the KLs of
+different matrices are added (Malinovskii et al., arXiv:2411.17525, find perplexity to be about
+linear in squared errors). Then bytes are spent where one byte removes most KL: along each matrix's
 lower convex hull in falling order of slope, which is the Lagrangian optimum up to one step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -19,12 +21,14 @@ from edgellm.errors import Incompatible, UsageError
 from edgellm_export.data import ALIGNMENT_BYTES
 from edgellm_export.quantize import gptq
 from edgellm_export.quantize.grids import rounded, search
+from edgellm_export.quantize.sensitivity import trial_error
 from edgellm_export.recipe import Integer, Keep, Treatment
 from edgellm_export.weights import Float32
 
 # Rows that stand for all of a matrix: their mean loss is within a few per cent of it.
-SAMPLE_ROWS = 256
+SAMPLE_ROWS = 128
 CANDIDATES = (
+    Integer(4, 128, True, method="gptq"),
     Integer(4, 64, True, method="gptq"),
     Integer(4, 32, True, method="gptq"),
     Integer(4, 16, True, method="gptq"),
@@ -32,17 +36,16 @@ CANDIDATES = (
     Integer(8, 32, False, method="gptq"),
     Integer(8, 16, False, method="gptq"),
 )
+# Blocks with a float16 minimum decode slower, so they are a candidate only where they give back the
+# very weights: those of a checkpoint that was in such blocks (GGUF's Q4_1) before it was floats.
+RECOVERED = Integer(4, 32, False, minima=True)
+RECOVERED_LIMIT = 1e-6  # of the outputs' power; float16 scales leave 1e-7, rounding 1e-3
 BYTES_PER_MB = 1e6
-# What a relative error of the logits costs against the same error of a layer's outputs. Measured on
-# SmolLM2-135M in blocks of 64: 38 and 0.36 nats a token. Most of the logits' size is a shift that
-# all tokens share, and nothing comes after the head.
-HEADS = ("embed_tokens", "lm_head")
-HEAD_WEIGHT = 100.0
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One way to store a matrix: what it takes and what it costs."""
+    """One way to store a matrix: what it takes and what it costs, a KL in nats a token."""
 
     scheme: Treatment
     bytes: int
@@ -50,19 +53,45 @@ class Choice:
 
 
 def choices(
-    weight: Float32, hessian: Float32 | None, schemes: Iterable[Integer]
+    weight: Float32, hessian: Float32 | None, schemes: Iterable[Integer], trial_kl: float
 ) -> tuple[Choice, ...]:
-    """Bytes and relative loss of `weight` (N, K) under each scheme; K must suit the blocks."""
+    """Bytes and loss of `weight` (N, K) under each scheme; K must suit the blocks. RECOVERED is
+    among them only where it gives the weights back.
+
+    `trial_kl` is what rounding the matrix by `sensitivity.trial_error` costs.
+    """
     rows = np.linspace(0, len(weight) - 1, min(SAMPLE_ROWS, len(weight))).astype(int)
     sample = weight[rows]
     h = np.eye(weight.shape[1], dtype=np.float32) if hessian is None else hessian
     power = max(gptq.loss(sample, np.zeros_like(sample), h), 1e-30)
+    trial = max(gptq.loss(sample, sample + trial_error(sample), h), 1e-30)
+    inputs = None if hessian is None else gptq.prepare(hessian, gptq.Effort())
     found = []
     for scheme in schemes:
-        grid = search(sample, np.diag(h), scheme)
-        error = gptq.loss(sample, grid.dequantize(rounded(sample, grid)), h)
-        found.append(Choice(scheme, stored_bytes(weight.shape, scheme), error / power))
+        if inputs is None or scheme.method == "rtn" or scheme.bits == 8:  # then small either way
+            grid = search(sample, np.diag(h), scheme)
+            codes = rounded(sample, grid)
+        else:
+            grid, codes = gptq.solve(sample, scheme, inputs)
+        error = gptq.loss(sample, grid.dequantize(codes), h)
+        if scheme == RECOVERED and error > RECOVERED_LIMIT * power:
+            continue
+        kl = trial_kl * error / trial
+        found.append(Choice(scheme, stored_bytes(weight.shape, scheme), kl))
     return tuple(found)
+
+
+def joined(hessian: Float32, weight: Float32, trial_kl: float, lookup_kl: float) -> Float32:
+    """H of a tied embedding with its lookups: a loss by it counts errors of products and of rows
+    that are taken as they cost. `trial_kl` is what the trial costs in both, `lookup_kl` in rows.
+    """
+    error = trial_error(weight[:: max(1, len(weight) // SAMPLE_ROWS)])
+    products = gptq.loss(error, np.zeros_like(error), hessian)
+    rows = float(np.square(error, dtype=np.float64).sum())
+    # Noise may make the whole smaller than its part.
+    product_kl = max(trial_kl - lookup_kl, 0.01 * trial_kl, 1e-12)
+    more = lookup_kl / product_kl * products / max(rows, 1e-30)
+    return hessian + np.float32(more) * np.eye(len(hessian), dtype=np.float32)
 
 
 def stored_bytes(shape: tuple[int, int], scheme: Integer) -> int:
@@ -72,6 +101,8 @@ def stored_bytes(shape: tuple[int, int], scheme: Integer) -> int:
     arrays = [out * inner * scheme.bits // 8, 2 * out * blocks]
     if scheme.asymmetric:
         arrays.append(out * -(-blocks * scheme.bits // 8))
+    if scheme.minima:
+        arrays.append(2 * out * blocks)
     return sum(size + -size % ALIGNMENT_BYTES for size in arrays)
 
 
@@ -106,29 +137,31 @@ def spend(table: Mapping[str, Sequence[Choice]], limit_bytes: int) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What is known of the matrices: shapes, weights and statistics by name, and for those that the
-    checkpoint has in blocks already the bytes these take (keeping them costs no quality)."""
+    """What is known of the matrices: shapes, weights, statistics and what the trial cost by name,
+    and for those that the checkpoint has in blocks already the bytes these take (keeping them costs
+    no quality)."""
 
     shapes: Mapping[str, tuple[int, int]]
     weight: Callable[[str], Float32]
     statistics: Callable[[str], Float32 | None]
+    trial_kl: Mapping[str, float]
     kept_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
-def plan(material: Material, limit_bytes: int) -> dict[str, Treatment]:
-    """What becomes of each matrix, within `limit_bytes` together."""
+def plan(material: Material, limit_bytes: int, recover: bool = True) -> dict[str, Treatment]:
+    """What becomes of each matrix, within `limit_bytes` together; `recover` looks for the blocks
+    that floats once were."""
+    candidates = (*CANDIDATES, RECOVERED) if recover else CANDIDATES
     table = {}
     for name, shape in material.shapes.items():
-        schemes = [scheme for scheme in CANDIDATES if shape[1] % scheme.block_size == 0]
+        schemes = [scheme for scheme in candidates if shape[1] % scheme.block_size == 0]
         if not schemes:
             raise Incompatible(
                 f"{name}: its width {shape[1]} is no multiple of 16, the smallest block; "
                 "use --precision fp16"
             )
-        hessian = material.statistics(name)
-        found = choices(material.weight(name), hessian, schemes)
-        if name in HEADS and hessian is not None:
-            found = tuple(replace(c, loss=c.loss * HEAD_WEIGHT) for c in found)
+        hessian, trial_kl = material.statistics(name), material.trial_kl[name]
+        found = choices(material.weight(name), hessian, schemes, trial_kl)
         if name in material.kept_bytes:
             found = (*found, Choice(Keep(), material.kept_bytes[name], 0.0))
         table[name] = found

@@ -7,9 +7,6 @@ checkpoint ─ exact import ─▶ own words or a file ─▶ windows of ids ─
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +21,17 @@ from edgellm_export.configs import write_configs
 from edgellm_export.data import ALIGNMENT_BYTES, DataFile
 from edgellm_export.graph import FAST, Graph
 from edgellm_export.linear import Matrix
-from edgellm_export.quantize import budget, selftext
+from edgellm_export.quantize import budget, selftext, sensitivity
 from edgellm_export.quantize.capture import (
     Clock,
     Ids,
     Model,
     Notice,
-    Statistics,
     capture,
     key,
     save,
 )
+from edgellm_export.quantize.place import alone
 from edgellm_export.recipe import Treatment, recipe
 from edgellm_export.store import Place, StoredWeights, WeightStore
 from edgellm_export.weights import Float32
@@ -43,6 +40,7 @@ from edgellm_export.weights import Float32
 VERSION = 1
 WINDOW_TOKENS = 512
 CALIBRATION_TOKENS = 16384
+KL_FILE = "trial-kl.json"
 HASHED = (".safetensors", ".gguf", ".json")
 
 
@@ -52,8 +50,9 @@ class Calibration:
 
     `text` is a UTF-8 file, None for the model's own words (sampled with `seed`); `tokens` of it
     are read. `target_mb` (10^6 bytes of weights file) chooses bits and blocks for each matrix by
-    its loss, None takes the recipe's. `cache` is a folder for statistics, which are replaced by
-    those of the next model.
+    its loss, None takes the recipe's; `recover` may give floats that were 4-bit blocks these blocks
+    back (budget.RECOVERED). `cache` is a folder for statistics, which are replaced by those of the
+    next model.
     """
 
     cache: Path
@@ -61,6 +60,7 @@ class Calibration:
     tokens: int = CALIBRATION_TOKENS
     seed: int = 0
     target_mb: float | None = None
+    recover: bool = True
 
     def __post_init__(self) -> None:
         if self.target_mb is not None and not self.target_mb > 0:
@@ -94,24 +94,31 @@ def calibrate(
     """The statistics of `checkpoint` on the wanted text. A rerun takes those it finds in the cache.
 
     UsageError and NotFound name what is wrong with the text. An interrupted run leaves whole files
-    only; its scratch folder goes with it.
+    only (see place).
     """
-    text = None if wanted.text is None else _read(wanted.text)
+    text = None if wanted.text is None else read_text(wanted.text)
     name = key(VERSION, _sha256(checkpoint.path), text, wanted.tokens, wanted.seed)
-    folder = wanted.cache / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="import.", dir=wanted.cache) as scratch:
-        model, stored = _import(checkpoint, architecture, Path(scratch))
-        write_configs(Path(scratch), checkpoint, model.shape, "onnx/model.onnx", {})
+    with alone(wanted.cache, name) as (folder, scratch):
+        model, stored = _import(checkpoint, architecture, scratch)
+        write_configs(scratch, checkpoint, model.shape, "onnx/model.onnx", {})
         ids = _ids(model, wanted, text, folder / "ids.npy", notice)
         statistics = capture(model, ids, folder, notice)
-        chosen = _plan(model, stored, statistics, wanted.target_mb, notice)
-    _forget_others(wanted.cache, name)
+        known: Callable[[str], Float32 | None] = statistics
+        chosen: Mapping[str, Treatment] = {}
+        if wanted.target_mb is not None:
+            kl = sensitivity.measure(model, stored.named(model), ids, folder / KL_FILE, notice)
+            known = _with_lookups(statistics, stored.named(model), kl)
+            chosen = _plan(model, stored, known, kl, wanted, notice)
     clock = Clock(len(model.matrices), notice, "quantizing")
+
+    # What lies apart in the checkpoint may be stored as one, or the other way round; such parts all
+    # multiply the same.
+    parts = {name.rpartition(".")[0]: name for name in model.matrices}
 
     def found(matrix: str) -> Float32 | None:
         clock.tick()
-        return statistics(matrix)
+        near = (matrix, parts.get(matrix, ""), matrix.rpartition(".")[0])
+        return known(next((one for one in near if one in model.matrices), matrix))
 
     return Calibrated(found, wanted.to_json(ids), chosen, ids)
 
@@ -139,25 +146,49 @@ class Stored:
         parts = [name for name, place in self.places.items() if place.stored is matrix]
         return np.concatenate([self.read(name) for name in parts])
 
+    def named(self, model: Model) -> Callable[[str], Float32]:
+        """`matrix` by the model's name for it."""
+        return lambda name: self.matrix(model.matrices[name])
+
+
+def _with_lookups(
+    statistics: Callable[[str], Float32 | None],
+    weight: Callable[[str], Float32],
+    trial_kl: Mapping[str, float],
+) -> Callable[[str], Float32 | None]:
+    """`statistics`, where a tied embedding's lookups count too."""
+    known = {}
+    for name, kl in trial_kl.items():
+        lookup_kl = trial_kl.get(sensitivity.lookup_of(name), 0.0)
+        hessian = statistics(name) if lookup_kl > 0 else None
+        if hessian is not None:
+            known[name] = budget.joined(hessian, weight(name), kl, lookup_kl)
+    return lambda name: known[name] if name in known else statistics(name)
+
 
 def _plan(
-    model: Model, stored: Stored, statistics: Statistics, target_mb: float | None, notice: Notice
+    model: Model,
+    stored: Stored,
+    statistics: Callable[[str], Float32 | None],
+    trial_kl: Mapping[str, float],
+    wanted: Calibration,
+    notice: Notice,
 ) -> dict[str, Treatment]:
     """The schemes that fit into the target with all that is not a matrix."""
-    if target_mb is None:
-        return {}
     sizes = {name: _file_bytes(matrix) for name, matrix in model.matrices.items()}
     others = stored.bytes - sum(sizes.values()) + ALIGNMENT_BYTES * len(stored.places)
     clock = Clock(len(model.matrices), notice, "choosing bits for each matrix")
+    read = stored.named(model)
 
     def weight(name: str) -> Float32:
         clock.tick()
-        return stored.matrix(model.matrices[name])
+        return read(name)
 
     shapes = {name: matrix.shape for name, matrix in model.matrices.items()}
     in_blocks = {name: sizes[name] for name, m in model.matrices.items() if m.scales is not None}
-    material = budget.Material(shapes, weight, statistics, in_blocks)
-    return budget.plan(material, int(target_mb * budget.BYTES_PER_MB) - others)
+    material = budget.Material(shapes, weight, statistics, trial_kl, in_blocks)
+    limit_bytes = int((wanted.target_mb or 0.0) * budget.BYTES_PER_MB) - others
+    return budget.plan(material, limit_bytes, wanted.recover)
 
 
 def _file_bytes(m: Matrix) -> int:
@@ -181,21 +212,15 @@ def _ids(model: Model, wanted: Calibration, text: str | None, path: Path, notice
         g = Graph("write", model.data.name, FAST)
         model.architecture.build(g, io.portable(g), model.weights)
         g.save(graph)
-        start = selftext.openings(scratch, _ends(scratch))
+        start = selftext.openings(scratch, selftext.ends(scratch))
         size = (max(1, wanted.tokens // length), length)
         ids = selftext.generate(graph, model.shape, start, size, wanted.seed, notice)
     save(path, ids)
     return ids
 
 
-def _ends(folder: Path) -> list[int]:
-    """The ids that end an answer."""
-    config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    ends = config.get("eos_token_id", [])
-    return list(ends) if isinstance(ends, list) else [ends]
-
-
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a calibration file; UsageError and NotFound say what is wrong with it."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -213,10 +238,3 @@ def _sha256(path: Path) -> str:
             with file.open("rb") as opened:
                 total.update(hashlib.file_digest(opened, "sha256").digest())
     return total.hexdigest()
-
-
-def _forget_others(cache: Path, name: str) -> None:
-    """Statistics of a model take as much room as its weights: those of one are kept."""
-    for folder in cache.iterdir():
-        if folder.is_dir() and folder.name != name and not folder.name.startswith("import."):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -209,6 +209,18 @@ def empty_cache(session: Any, shape: Shape) -> dict[str, NDArray[Any]]:
     return {value.name: empty for value in session.get_inputs() if value.name.startswith("past")}
 
 
+def native_feeds(shape: Shape, ids: Ids) -> dict[str, NDArray[Any]]:
+    """What io.native wants to know of `ids` (T,), a whole text, but its cache and logit rows."""
+    feeds: dict[str, NDArray[Any]] = {
+        "input_ids": ids[None],
+        "last_position": np.array([len(ids) - 1], np.int32),
+        "total_positions": np.array(len(ids), np.int32),
+    }
+    if (switch := shape.rope_switch) is not None:
+        feeds["rope_offset"] = np.array(switch if len(ids) > switch else 0, np.int64)
+    return feeds
+
+
 class Clock:
     """Says now and then how much is done and how long the rest will take."""
 

@@ -50,12 +50,9 @@ def quantize(
     if hessian is None:
         grid = search(weight, np.ones(weight.shape[1], np.float32), scheme)
         return grid.blocks(rounded(weight, grid))
-    damped = damp(hessian, effort.damping)
-    order = np.argsort(-np.diag(damped), kind="stable") if effort.by_importance else None
-    factor = inverse_factor(damped, order)
-    problem = _Problem(scheme, damped.astype(np.float32), factor, order, effort.sweeps)
+    inputs = prepare(hessian, effort)
     parts = [
-        problem.solve(weight[start : start + CHUNK_ROWS])
+        solve(weight[start : start + CHUNK_ROWS], scheme, inputs)
         for start in range(0, len(weight), CHUNK_ROWS)
     ]
     scale = np.concatenate([grid.scale for grid, _ in parts])
@@ -89,23 +86,31 @@ def inverse_factor(damped: Float64, order: NDArray[np.intp] | None) -> Float32:
 
 
 @dataclass(frozen=True, slots=True)
-class _Problem:
-    """What all rows of a matrix share."""
+class Inputs:
+    """What all rows and schemes of a matrix share: H damped, its factor for columns in `order`."""
 
-    scheme: Integer
     h: Float32
     factor: Float32
     order: NDArray[np.intp] | None
     sweeps: int
 
-    def solve(self, weight: Float32) -> tuple[Grid, Float32]:
-        """Grid and integers (N, K) of some rows."""
-        grid = search(weight, np.diag(self.h), self.scheme)
-        codes = carry_errors(weight, grid, self.factor, self.order)
-        for _ in range(self.sweeps):
-            grid = refit(weight, codes, grid, self.h)
-            codes = descend(weight, codes, grid, self.h)
-        return grid, codes
+
+def prepare(hessian: Float32, effort: Effort) -> Inputs:
+    """The inputs whose statistics are `hessian` (K, K)."""
+    damped = damp(hessian, effort.damping)
+    order = np.argsort(-np.diag(damped), kind="stable") if effort.by_importance else None
+    factor = inverse_factor(damped, order)
+    return Inputs(damped.astype(np.float32), factor, order, effort.sweeps)
+
+
+def solve(weight: Float32, scheme: Integer, inputs: Inputs) -> tuple[Grid, Float32]:
+    """Grid and integers (N, K) of some rows."""
+    grid = search(weight, np.diag(inputs.h), scheme)
+    codes = carry_errors(weight, grid, inputs.factor, inputs.order)
+    for _ in range(inputs.sweeps):
+        grid = refit(weight, codes, grid, inputs.h)
+        codes = descend(weight, codes, grid, inputs.h)
+    return grid, codes
 
 
 def carry_errors(

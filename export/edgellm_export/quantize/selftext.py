@@ -8,6 +8,7 @@ Source of the idea: Liu et al., arXiv:2305.17888 (LLM-QAT, data-free calibration
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,13 @@ def openings(folder: Path, ends: Sequence[int]) -> Openings:
         text = request if chat is None else chat.render([Message("user", request)])
         prompts.append(tuple(words.encode(text)))
     return Openings(tuple(prompts), frozenset(ends))
+
+
+def ends(folder: Path) -> list[int]:
+    """The ids that end an answer."""
+    config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    found = config.get("eos_token_id", [])
+    return list(found) if isinstance(found, list) else [found]
 
 
 def windows_of(folder: Path, text: str, tokens: int, window: int) -> Ids:

@@ -13,7 +13,7 @@ from edgellm_export.weights import Float32
 
 
 def forward(config: Mapping[str, Any], weight: Weight, ids: Sequence[int]) -> Float32:
-    """Logits (T, V) after each of `ids`, all inside the original window."""
+    """Logits (T, V) after each of `ids`, read as one text: its length chooses the factors."""
     cos, sin = _rotary(config, len(ids))
     eps, kv = config["rms_norm_eps"], config["num_key_value_heads"]
     x = weight("model.embed_tokens.weight")[np.asarray(ids)]  # (T, D)
@@ -32,7 +32,10 @@ def forward(config: Mapping[str, Any], weight: Weight, ids: Sequence[int]) -> Fl
 
 
 def _rotary(config: Mapping[str, Any], tokens: int) -> tuple[Float32, Float32]:
-    """Tables of the short factors. Ding et al., arXiv:2402.13753."""
+    """Tables of the short factors, beyond the original window of the long ones.
+
+    Ding et al., arXiv:2402.13753.
+    """
     width = int(config["head_dim"] * config.get("partial_rotary_factor", 1.0))
     waves = config["rope_theta"] ** (np.arange(0, width, 2) / width)
     scaling = config.get("rope_scaling")
@@ -43,5 +46,7 @@ def _rotary(config: Mapping[str, Any], tokens: int) -> tuple[Float32, Float32]:
     stretch = scaling.get("factor") or config["max_position_embeddings"] / original
     grown = 1 + np.log(max(stretch, 1)) / np.log(original)
     factor = np.float32(scaling.get("attention_factor") or np.sqrt(grown))
-    cos, sin = parts.tables(1 / (np.array(scaling["short_factor"]) * waves), tokens)
+    fits = tokens <= min(original, config["max_position_embeddings"])
+    factors = scaling["short_factor" if fits else "long_factor"]
+    cos, sin = parts.tables(1 / (np.array(factors) * waves), tokens)
     return factor * cos, factor * sin
