@@ -150,3 +150,13 @@ def test_a_replaced_answer_does_not_leak_what_was_held_back() -> None:
     events: list[Event] = [Delta("see [CAR"), Replace("again"), Delta("fine"), DONE]
     shown = list(Mask().restored(events))
     assert [e.text for e in shown if isinstance(e, Delta)] == ["see ", "fine"]
+
+
+def test_an_identifier_in_a_stop_word_is_masked_too() -> None:
+    guard = Guard(PrivacyOptions("mask"))
+    messages = Request.user(f"List my cards: {CARD}").messages
+    chat = guard.preview(Recording(), Request(messages=messages, stop=(CARD, "END")))
+    raw = guard.preview(Recording(), Request(prompt="List my cards.", stop=(CARD,)))
+    assert CARD.encode() not in chat + raw
+    assert b"END" in chat
+    assert chat.count(b"[CARD_1]") == 2
