@@ -13,6 +13,7 @@ from tiny_models import UNTIED, Kind
 from edgellm.bundle.manifest import Source
 from edgellm.errors import Incompatible, UsageError
 from edgellm_export.data import DataFile
+from edgellm_export.matrices import store_matrix
 from edgellm_export.pipeline import Job, export_bundle, silent
 from edgellm_export.quantize import budget, gptq, treat
 from edgellm_export.quantize import calibrate as module
@@ -20,7 +21,6 @@ from edgellm_export.quantize.budget import Choice, Material, spend, stored_bytes
 from edgellm_export.quantize.calibrate import Calibration
 from edgellm_export.quantize.sensitivity import trial_error
 from edgellm_export.recipe import Integer, Keep, describe, recipe
-from edgellm_export.store import store_matrix
 from edgellm_export.weights import Blocks, Dense
 
 SCHEMES = [Integer(4, 64, True), Integer(4, 32, True), Integer(8, 64, False)]

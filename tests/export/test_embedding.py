@@ -11,7 +11,7 @@ import pytest
 from edgellm_export.data import DataFile
 from edgellm_export.graph import FLOAT, INT64, Graph
 from edgellm_export.linear import embedding
-from edgellm_export.store import store_matrix
+from edgellm_export.matrices import store_matrix
 from edgellm_export.weights import Blocks, Float32, pack
 
 ROWS, BLOCK = 12, 32

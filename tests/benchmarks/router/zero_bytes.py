@@ -148,8 +148,6 @@ def masked(fuzz: Iterator[Case]) -> tuple[int, int, list[str]]:
     card = RemoteOptions("http://127.0.0.1:9/v1", "big", capabilities=USUAL | {"prefill"})
     remote, asked, leaks = RemoteBackend(card), 0, []
     for case in fuzz:
-        if case.request.stop:
-            continue  # a stop word that is masked would not stop anything; see the table
         body = guard.preview(remote, case.request, case.prefix).decode()
         asked += 1
         if places.as_json(places.core(case.secret)) in body:
