@@ -105,3 +105,8 @@ def test_recall_on_generated_identifiers_is_whole_and_random_numbers_hardly_ever
 def test_a_long_text_is_searched_quickly_enough_to_be_searched_at_all() -> None:
     # Catastrophic backtracking would not end; this is 200 kB of near misses.
     assert kinds("1 2 3 4-5 a@b +1 (2 ::" * 9000) == []
+
+
+def test_a_kind_that_is_not_wanted_hides_no_other() -> None:
+    # Read as an e-mail address the end of the URL would cover the password.
+    assert [f.kind for f in find("ftp://joe:a%b@host.example/x", {"secret"})] == ["secret"]

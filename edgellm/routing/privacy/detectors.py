@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -82,11 +82,14 @@ _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w
 _VERSION = re.compile(r"(?:\bv|version|release|build)\s*$", re.IGNORECASE)
 
 
-def find(text: str) -> tuple[Finding, ...]:
-    """What the text holds, in order, overlaps given to the finding that starts first."""
+KINDS = ("secret", "card", "iban", "national-id", "email", "phone", "ip")
+
+
+def find(text: str, kinds: Collection[str] = KINDS) -> tuple[Finding, ...]:
+    """What the text holds of these kinds, in order, overlaps given to the one that starts first."""
     plain = text.translate(_PLAIN)
     found = sorted(
-        (finding for detect in DETECTORS for finding in detect(plain)),
+        (f for detect in DETECTORS for f in detect(plain) if f.kind in kinds),
         key=lambda f: (f.start, -f.end),
     )
     kept: list[Finding] = []
@@ -176,7 +179,6 @@ DETECTORS: tuple[Callable[[str], Iterator[Finding]], ...] = (
     _phones,
     _addresses,
 )
-KINDS = ("secret", "card", "iban", "national-id", "email", "phone", "ip")
 
 
 @cache

@@ -132,7 +132,7 @@ class Guard:
         """The findings of the wanted kinds; each text is searched once."""
         key = _digest([text])
         if key not in self._known:
-            found = tuple(f for f in find(text) if f.kind in self.options.kinds)
+            found = find(text, self.options.kinds)
             self._remember(self._known, key, found)
         return self._known[key]
 

@@ -382,9 +382,11 @@ def test_an_answers_beginning_goes_to_whoever_answers() -> None:
     assert setting.here.asked[-1][1] == "Well,"
 
 
-def test_remotes_without_a_guard_are_refused() -> None:
-    with pytest.raises(UsageError, match="privacy guard"):
-        Router(local(), [FakeRemote(remote())], "cascade")
+def test_without_a_guard_of_its_own_a_router_has_the_one_that_keeps_private_data_here() -> None:
+    router = Router(local(), [FakeRemote(remote())], "prefer-remote")
+    shown = read(router, Request.user("Is 4111 1111 1111 1111 a card?"))
+    assert (shown.text, shown.route.source) == (SMALL, "local")
+    assert "found 1 card" in shown.route.reason
 
 
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "local-only"])
@@ -425,7 +427,7 @@ def test_the_record_tells_the_whole_story() -> None:
     assert (record.policy, record.text, record.p_after) == ("cascade", BIG, UNSURE)
     assert record.route == shown.route
     assert [(a.source, a.outcome) for a in record.attempts] == [
-        ("local", "answered"),
+        ("local", "abandoned"),
         ("big", "answered"),
     ]
     assert record.propensity == 1.0

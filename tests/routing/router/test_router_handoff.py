@@ -118,7 +118,8 @@ def test_a_doubtful_answer_is_given_up_early_and_unseen() -> None:
 def test_a_remote_with_prefill_goes_on_from_what_was_shown() -> None:
     doubts = FakePack(lambda seen: 0.9 if len(seen.tokens) < 16 else 0.1)
     here, there = Voice("small", LONG), Voice("big", ("unused",), onward=("and", " more"))
-    shown = read(cascade(here, there, doubts, PREFILL, hold_back_tokens=8, check_tokens=8))
+    looks = {"hold_back_tokens": 8, "check_tokens": 8, "abort_checks": 2}
+    shown = read(cascade(here, there, doubts, PREFILL, **looks))
     # Two looks in a row, at 16 and at 24 tokens.
     said = "".join(LONG[:24])
     assert shown.text == said + "and more"
