@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
+from edgellm.errors import NotFound, Refused
 from edgellm.runtime.options import LoadOptions
 from edgellm.stream import Event, Request, Sampling
 
@@ -30,6 +31,17 @@ def open_backend(reference: str, options: LoadOptions) -> AbstractContextManager
     from edgellm.runtime.local import load
 
     return load(reference, options)
+
+
+def recommended_sampling(reference: str) -> Sampling | None:
+    """What a model's makers recommend, None when it is not in the store. Fetches nothing."""
+    from edgellm.bundle import generation
+    from edgellm.runtime.local import find_folder
+
+    try:
+        return generation.read(find_folder(reference, LoadOptions(offline=True))).sampling
+    except (NotFound, Refused):
+        return None
 
 
 def open_confidence(model: LoadedModel) -> Confidence | None:

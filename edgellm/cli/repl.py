@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from edgellm.cli import Terminated
 from edgellm.cli.answer import Playback, answering, begin, cut_short
+from edgellm.cli.consent import settle
 from edgellm.cli.conversation import Conversation
 from edgellm.cli.options import utf8
 from edgellm.cli.routed import Routed
@@ -63,6 +64,7 @@ class Chat:
         model = self.model if policy is None else self.model.under(policy)
         playback = Playback(self.screen)
         try:
+            settle(model, request, self.screen)
             with answering(model, request) as events:
                 begin(events, self.screen)
                 done = playback.play(events)

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,11 +88,12 @@ route_options = together(
 
 @dataclass(frozen=True, slots=True)
 class Abroad:
-    """What stands between a model and its remote."""
+    """What stands between a model and its remote. `declined` are texts the user kept here."""
 
     guard: Guard
     remote: RemoteBackend
     budget: Budget
+    declined: set[str] = field(default_factory=set)
 
 
 class Routed:
@@ -165,7 +166,9 @@ def _open_abroad(
     model: LoadedModel, remote: RemoteOptions, choice: RouteChoice, offline: bool
 ) -> Iterator[Routed]:
     from edgellm.routing.budget import Budget
+    from edgellm.routing.confidence.pack import Pack
     from edgellm.routing.database import Database
+    from edgellm.routing.drift import careful
     from edgellm.routing.ledger import Ledger
     from edgellm.routing.privacy import Guard
     from edgellm.routing.remote import RemoteBackend
@@ -175,17 +178,15 @@ def _open_abroad(
     abroad = Abroad(
         Guard(choice.privacy), RemoteBackend(remote), Budget(database, choice.budget, session)
     )
-    router = Router(
-        model,
-        (abroad.remote,),
-        replace(choice.options, offline=offline),
-        backend.open_confidence(model),
-        abroad.guard,
-        abroad.budget,
-        Ledger(database, session, choice.log_text),
-    )
-    with router:
-        notes = () if router.certificate is None else (router.certificate,)
+    pack = backend.open_confidence(model)
+    options, alarm = replace(choice.options, offline=offline), None
+    name = pack.about.weights_sha256 if isinstance(pack, Pack) else None
+    ledger = Ledger(database, session, choice.log_text, pack=name)
+    if isinstance(pack, Pack):
+        options, alarm = careful(options, pack, ledger)
+    parts = (abroad.guard, abroad.budget, ledger)
+    with Router(model, (abroad.remote,), options, pack, *parts) as router:
+        notes = tuple(note for note in (alarm, router.certificate) if note is not None)
         yield Routed(model, router, abroad, notes)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from edgellm.cli.answer import Playback, answering, begin, cut_short
+from edgellm.cli.consent import settle
 from edgellm.cli.options import (
     AnswerOptions,
     SamplingChoice,
@@ -110,6 +111,7 @@ def _answer(opened: Routed, request: Request, output: Output) -> None:
     screen = Screen()
     for note in opened.notes:
         screen.note(note)
+    settle(opened, request, screen)
     with answering(opened, request) as events:
         start = begin(events, screen)
         if output.json_:

@@ -51,17 +51,29 @@ class BudgetOptions:
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """One cap as it stands: `used` of `limit` within `name`."""
+    """One cap as it stands: `used` of `limit` within `name`; `reserved` is the part of `used` that
+    calls under way, or those of a process that died, have set aside. No limit: infinite."""
 
     name: str
     limit: float
     used: float
     unit: str
+    reserved: float = 0.0
 
     def line(self) -> str:
+        if self.limit == math.inf:
+            return f"{self._amount(self.used)} {self.name}"
         if self.unit == "tokens":
             return f"{self.used:.0f} of {self.limit:.0f} tokens {self.name}"
-        return f"${self.used:.4f} of ${self.limit:.4f} {self.name}"
+        return f"{self._amount(self.used)} of {self._amount(self.limit)} {self.name}"
+
+    def _amount(self, value: float) -> str:
+        return f"{value:.0f} tokens" if self.unit == "tokens" else f"${value:.4f}"
+
+    def state(self) -> str:
+        """The line with what is reserved, and whether there is a cap at all."""
+        held = f", {self._amount(self.reserved)} of it reserved" if self.reserved else ""
+        return f"{self.line()}{held}{'' if self.limit < math.inf else ', no cap'}"
 
 
 class Budget:
@@ -96,8 +108,12 @@ class Budget:
 
     def caps(self) -> list[Cap]:
         """Every cap that is set, and how much of it is used."""
+        return [cap for cap in self.standing() if cap.limit < math.inf]
+
+    def standing(self) -> list[Cap]:
+        """What was spent today, this month and in this session, capped or not."""
         with self._database.reading() as db:
-            return self._caps(db)
+            return self._standing(db)
 
     def notice(self) -> str | None:
         """A line once a cap is nearly used up, else None."""
@@ -112,7 +128,7 @@ class Budget:
                 f"the price of {card.model} is unknown and a budget in dollars is set; give "
                 "--remote-price IN,OUT (0,0 when it is free)"
             )
-        for cap in self._caps(db):
+        for cap in self._standing(db):
             more = float(sum(_both(most))) if cap.unit == "tokens" else _usd(card, most)
             # Sums of rounded prices: a billionth of a dollar is not an overshoot.
             if cap.used + more > cap.limit + (0 if cap.unit == "tokens" else 1e-9):
@@ -120,22 +136,17 @@ class Budget:
                 return f"{cap.line()} are used and this answer may take {asked}"
         return None
 
-    def _caps(self, db: sqlite3.Connection) -> list[Cap]:
+    def _standing(self, db: sqlite3.Connection) -> list[Cap]:
         options, now = self.options, datetime.fromtimestamp(self._now(db))
         midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
         day, month = midnight.timestamp(), midnight.replace(day=1).timestamp()
-        caps = []
-        for limit, since, session, name in (
-            (options.usd_day, day, None, "today"),
-            (options.usd_month, month, None, "this month"),
-            (options.usd_session, 0.0, self._session, "in this session"),
-        ):
-            if limit is not None:
-                caps.append(Cap(name, limit, _used(db, "usd", since, session), "usd"))
-        if options.tokens_day is not None:
-            used = _used(db, "tokens", day, None)
-            caps.append(Cap("today", float(options.tokens_day), used, "tokens"))
-        return caps
+        session = self._session
+        return [
+            _cap(db, "today", options.usd_day, "usd", (day, None)),
+            _cap(db, "this month", options.usd_month, "usd", (month, None)),
+            _cap(db, "in this session", options.usd_session, "usd", (0.0, session)),
+            _cap(db, "today", options.tokens_day, "tokens", (day, None)),
+        ]
 
     def _now(self, db: sqlite3.Connection) -> float:
         """The time, never before the last booking: a clock set back opens no second day."""
@@ -175,12 +186,20 @@ def _both(usage: Usage) -> tuple[int, int]:
     return usage.prompt_tokens, usage.completion_tokens
 
 
-def _used(db: sqlite3.Connection, what: str, since: float, session: str | None) -> float:
-    """What was booked, and what is still reserved."""
-    amount = (
-        "coalesce(usd, reserved_usd)"
-        if what == "usd"
-        else "coalesce(prompt_tokens + completion_tokens, reserved_tokens)"
-    )
-    query = f"SELECT total({amount}) FROM spending WHERE at >= ? AND session = coalesce(?, session)"
-    return float(db.execute(query, (since, session)).fetchone()[0])
+def _cap(
+    db: sqlite3.Connection,
+    name: str,
+    limit: float | None,
+    unit: str,
+    within: tuple[float, str | None],
+) -> Cap:
+    """A cap with what was booked and what is still reserved since a time, in a session or all."""
+    booked = "usd" if unit == "usd" else "prompt_tokens + completion_tokens"
+    held = f"CASE WHEN usd IS NULL THEN reserved_{unit} ELSE 0 END"
+    row = db.execute(
+        f"SELECT total({booked}), total({held}) FROM spending "
+        "WHERE at >= ? AND session = coalesce(?, session)",
+        within,
+    ).fetchone()
+    spent, reserved = float(row[0]), float(row[1])
+    return Cap(name, math.inf if limit is None else limit, spent + reserved, unit, reserved)

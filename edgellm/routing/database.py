@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgellm.errors import Corrupt, Incompatible, StorageFailed
 
-VERSION = 1
+VERSION = 2
 # How long a writer waits for the others; a transaction here takes about a millisecond.
 BUSY_S = 20.0
 
@@ -30,7 +30,7 @@ CREATE TABLE decisions (
     reason TEXT NOT NULL, source TEXT, p_before REAL, p_after REAL, propensity REAL NOT NULL,
     cost_usd REAL NOT NULL, prompt_hash TEXT NOT NULL, answer_hash TEXT NOT NULL,
     prompt_text TEXT, answer_text TEXT, shadow_agrees INTEGER, attempts TEXT NOT NULL,
-    signals TEXT, feedback INTEGER
+    signals TEXT, feedback INTEGER, pack TEXT
 );
 CREATE INDEX decisions_at ON decisions (at);
 """
@@ -53,6 +53,10 @@ class Database:
             if found == 0:
                 for statement in SCHEMA.split(";\n"):
                     db.execute(statement)
+                db.execute(f"PRAGMA user_version = {VERSION}")
+            elif found == 1:
+                # Which confidence pack judged an answer was not written down then.
+                db.execute("ALTER TABLE decisions ADD COLUMN pack TEXT")
                 db.execute(f"PRAGMA user_version = {VERSION}")
             elif found != VERSION:
                 raise Incompatible(

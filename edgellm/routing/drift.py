@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.routing.confidence.certify import binomial_cdf
-from edgellm.routing.ledger import Decision
+from edgellm.routing.confidence.pack import Pack
+from edgellm.routing.ledger import Decision, Ledger
+from edgellm.routing.options import RouterOptions
 
 # Fewer answers than this show nothing; older ones than this are history.
 LEAST = 50
@@ -58,6 +60,27 @@ def drift(
     elif p_scores < ALARM_P:
         alarm = f"the last {len(scores)} prompts are unlike the graded ones (KS {distance:.2f})"
     return Drift(len(recent), distance, p_scores, len(audited), wrong, p_errors, alarm)
+
+
+def look(pack: Pack, ledger: Ledger, risk: float, confidence: float) -> Drift:
+    """The state of the answers that a pack judged, at the threshold certified for a risk."""
+    threshold = pack.certify(risk, confidence).threshold
+    decisions = ledger.latest(WINDOW, pack.about.weights_sha256)
+    return drift(decisions, pack.kept_scores, math.inf if threshold is None else threshold, risk)
+
+
+def careful(options: RouterOptions, pack: Pack, ledger: Ledger) -> tuple[RouterOptions, str | None]:
+    """The options for a session that begins now, and what the user should know of them.
+
+    On alarm the risk is halved; without a risk there is no promise to keep.
+    """
+    if options.risk is None:
+        return options, None
+    alarm = look(pack, ledger, options.risk, options.certainty).alarm
+    if alarm is None:
+        return options, None
+    stricter = replace(options, risk=options.risk / 2)
+    return stricter, f"drift: {alarm}; kept to risk {options.risk / 2:.1%} until that ends"
 
 
 def kolmogorov_smirnov(

@@ -47,10 +47,14 @@ class Decision:
     attempts: tuple[Mapping[str, Any], ...]
     signals: Mapping[str, float]
     feedback: int | None
+    pack: str | None = None
 
 
 class Ledger:
-    """Writes decisions and reads them back."""
+    """Writes decisions and reads them back.
+
+    `pack` names the confidence pack of the session, by the sha256 of the weights it speaks for.
+    """
 
     def __init__(
         self,
@@ -58,11 +62,13 @@ class Ledger:
         session: str,
         log_text: bool = False,
         clock: Callable[[], float] = time.time,
+        pack: str | None = None,
     ) -> None:
         self._database = database
         self._session = session
         self._log_text = log_text
         self._clock = clock
+        self._pack = pack
         self._key = _key(database.path.with_suffix(".key"))
 
     def record(self, record: Record) -> None:
@@ -79,7 +85,7 @@ class Ledger:
             self.hash(prompt), self.hash(record.text),
             prompt if self._log_text else None, record.text if self._log_text else None,
             agrees, json.dumps([asdict(attempt) for attempt in record.attempts]),
-            json.dumps(dict(record.signals)), None,
+            json.dumps(dict(record.signals)), None, self._pack,
         )  # fmt: skip
         with self._database.writing() as db:
             marks = ", ".join("?" * len(row))
@@ -89,10 +95,14 @@ class Ledger:
         """The keyed hash of a text, as the log has it."""
         return hmac.new(self._key, text.encode(errors="surrogatepass"), "sha256").hexdigest()[:32]
 
-    def latest(self, count: int) -> list[Decision]:
-        """The last decisions, youngest first."""
+    def latest(self, count: int, pack: str | None = None) -> list[Decision]:
+        """The last decisions, youngest first; with `pack`, of those it judged."""
         with self._database.reading() as db:
-            rows = db.execute("SELECT * FROM decisions ORDER BY at DESC LIMIT ?", (count,))
+            rows = db.execute(
+                "SELECT * FROM decisions WHERE ? IS NULL OR (pack = ? AND p_after IS NOT NULL) "
+                "ORDER BY at DESC LIMIT ?",
+                (pack, pack, count),
+            )
             return [_decision(dict(row)) for row in rows]
 
     def find(self, request_id: str) -> Decision:

@@ -27,7 +27,8 @@ from edgellm_export.quantize import kv
 from edgellm_export.quantize.calibrate import Calibrated, Calibration, calibrate, read_text
 from edgellm_export.recipe import Keep, Recipe, recipe
 from edgellm_export.shrink import Shrink, Shrunk
-from edgellm_export.store import StoredWeights, WeightStore, stored_suffix
+from edgellm_export.store import WeightStore, stored_suffix
+from edgellm_export.stored import StoredWeights
 from edgellm_export.targets import ort, qnn
 from edgellm_export.verify import Watch
 

@@ -13,7 +13,8 @@ from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.checks import within
 from edgellm_export.compare import compare
 from edgellm_export.recipe import Integer, Keep, Treatment
-from edgellm_export.store import Place, StoredWeights
+from edgellm_export.store import Place
+from edgellm_export.stored import StoredWeights
 from edgellm_export.weights import Blocks, Dense, Float32, Weight, to_float32
 
 # Exact import: float32 rounding of a block's range (the integers are compared as they are).

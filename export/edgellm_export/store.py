@@ -1,4 +1,4 @@
-"""Moving a checkpoint's weights into the data file, and reading them back to check them."""
+"""Moving a checkpoint's weights into the data file; `stored` reads them back."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ import numpy as np
 
 from edgellm.errors import Incompatible
 from edgellm_export.checkpoint import Checkpoint
-from edgellm_export.data import DataFile, Stored, StoredSteps
+from edgellm_export.data import DataFile, Stored
 from edgellm_export.linear import Matrix, Slot
 from edgellm_export.matrices import store_matrix
 from edgellm_export.progress import silent
 from edgellm_export.quantize import treat
 from edgellm_export.recipe import Keep, Recipe, Treatment
 from edgellm_export.weights import (
-    Blocks,
     Dense,
     Float32,
-    Scales,
-    Steps,
     Weight,
     alike,
     alternate,
     stack,
     to_float32,
-    unpack,
 )
 
 # transformers.js has no word for 2 bits; q4 is what it would load them as.
@@ -203,56 +199,3 @@ def joined(parts: Sequence[Matrix]) -> Matrix:
 
 def _joinable(weights: Sequence[Weight]) -> bool:
     return all(isinstance(weight, Dense) for weight in weights) or alike(weights)
-
-
-class StoredWeights:
-    """The weights of a finished data file by their checkpoint names, as float32.
-
-    Read, not mapped: each array's memory goes when the array does.
-    """
-
-    def __init__(self, data: DataFile, places: dict[str, Place]) -> None:
-        self._path = data.path
-        self._places = places
-
-    def __call__(self, name: str) -> Float32:
-        """(N, K) or (N,), dequantized from the bytes on disk; nothing is `added`."""
-        values = to_float32(self.weight(name))
-        added = self._places[name].added
-        return values - np.float32(added) if added else values
-
-    def weight(self, name: str) -> Weight:
-        """As it is stored, `added` included."""
-        place = self._places[name]
-        rows = slice(place.start, place.stop, place.step)
-        if isinstance(place.stored, Stored):
-            return _dense(self._read(place.stored)[rows])
-        m = place.stored
-        if m.scales is None:
-            return _dense(self._read(m.values)[rows])
-        zeros = None
-        if m.zero_points is not None:
-            zeros = unpack(self._read(m.zero_points)[rows], m.bits)[:, : m.scales.shape[1]]
-        return Blocks(
-            m.bits,
-            m.block_size,
-            self._read(m.values)[rows],
-            self._scales(m.scales)[rows],
-            zeros,
-            None if m.minima is None else self._scales(m.minima)[rows],
-            m.lowest,
-        )
-
-    def _scales(self, stored: Stored | StoredSteps) -> Scales:
-        if isinstance(stored, StoredSteps):
-            return Steps(self._read(stored.coarse), self._read(stored.steps))
-        return self._read(stored)
-
-    def _read(self, stored: Stored) -> np.ndarray:
-        count = stored.nbytes // stored.dtype.itemsize
-        flat = np.fromfile(self._path, stored.dtype, count, offset=stored.offset)
-        return flat.reshape(stored.shape)
-
-
-def _dense(values: np.ndarray) -> Dense:
-    return Dense(values.shape, str(values.dtype), lambda: values.astype(np.float32))

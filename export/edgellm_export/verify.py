@@ -39,7 +39,8 @@ from edgellm_export.progress import Notice, Steps
 from edgellm_export.recipe import Recipe
 from edgellm_export.reference.parts import Weight
 from edgellm_export.sources import CheckedSources
-from edgellm_export.store import Place, StoredWeights
+from edgellm_export.store import Place
+from edgellm_export.stored import StoredWeights
 from edgellm_export.weights import Float32
 
 # The checks of the graphs need no more. Of these SINGLE are fed one at a time: a large model with

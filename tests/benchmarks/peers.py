@@ -9,6 +9,7 @@ What has been made stays in the work folder.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -128,11 +129,13 @@ def genai_model(model: Path, python: Path, work: Path) -> Path:
 
 
 class PlainModel:
-    """A folder with model.onnx and tokenizer.json as a source of logits."""
+    """A folder of onnxruntime-genai as a source of logits."""
 
     def __init__(self, folder: Path) -> None:
         ort = load_onnxruntime()
         self._words = tokenizer.read(folder)
+        config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+        self._head_dim = config["model"]["decoder"]["head_size"]
         path, providers = str(folder / "model.onnx"), ["CPUExecutionProvider"]
         self._session = ort.InferenceSession(path, providers=providers)
 
@@ -146,6 +149,6 @@ class PlainModel:
         }
         for value in self._session.get_inputs():
             if value.name.startswith("past"):
-                shape = (1, value.shape[1], 0, value.shape[3])
+                shape = (1, value.shape[1], 0, self._head_dim)
                 feed[value.name] = np.zeros(shape, np.float32)
         yield self._session.run(["logits"], feed)[0][0]

@@ -20,11 +20,11 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "routing" / "servers"))
 
-from edgellm.routing.door import OpenDoor
 from launch import serve_scripted, write_answers
 
 from edgellm.routing.attempts import closable
 from edgellm.routing.options import Policy, RouterOptions
+from edgellm.routing.privacy import Guard, PrivacyOptions
 from edgellm.routing.remote import RemoteOptions
 from edgellm.routing.router import Router
 from edgellm.runtime.local import LocalBackend, load
@@ -55,7 +55,7 @@ def first_piece_ms(events: Iterator[Event]) -> float:
 def measure(
     model: LocalBackend, url: str, policy: Policy | RouterOptions, asked: list[str]
 ) -> list[float]:
-    router = Router(model, [RemoteOptions(url, "big")], policy, None, OpenDoor())
+    router = Router(model, [RemoteOptions(url, "big")], policy, None, Guard(PrivacyOptions("off")))
     requests = [
         Request(messages=(Message("user", text),), max_tokens=8, sampling=Sampling())
         for text in asked

@@ -97,3 +97,28 @@ def start(
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def terminal(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Starts the command line in a pseudo-terminal; variables of its environment by name."""
+    pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals need pexpect")
+    opened: list[Any] = []
+
+    def launch(*arguments: str, **variables: str) -> Any:
+        opened.append(
+            pexpect.spawn(
+                sys.executable,
+                [str(SCRIPT), *arguments],
+                env=environment | variables,
+                cwd=str(tmp_path),
+                encoding="utf-8",
+                timeout=20,
+                dimensions=(40, 100),
+            )
+        )
+        return opened[-1]
+
+    yield launch
+    for child in opened:
+        child.close(force=True)

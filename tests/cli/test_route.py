@@ -90,6 +90,10 @@ def test_a_doubtful_answer_goes_to_the_remote(edgellm: Run, remote: tuple[str, .
     result = edgellm("run", "m", "hello", "--route", "cascade", "--threshold", "0.05", *remote)
     assert result.out == "answer 1 to <hello>\n"
     assert result.err == "[local · p 0.10 · cascade: confident here]\n"
+    told = edgellm("route", "explain").out
+    assert "after       P(correct) 0.100 of the local answer" in told
+    assert "signals     logprob_q0 -0.125, " in told
+    assert "answer_tokens 4, prompt_tokens 31" in told
 
 
 def test_the_environment_names_the_remote_and_its_key_is_never_shown(

@@ -7,8 +7,7 @@ import os
 import re
 import signal
 import stat
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,31 +15,8 @@ import pytest
 pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals need pexpect")
 termios = pytest.importorskip("termios", reason="this system has no pseudo-terminals")
 
-SCRIPT = str(Path(__file__).with_name("scripted.py"))
 PROMPT = ">>> "
 Open = Callable[..., "pexpect.spawn[str]"]
-
-
-@pytest.fixture
-def terminal(environment: dict[str, str], tmp_path: Path) -> Iterator[Open]:
-    opened = []
-
-    def launch(*arguments: str, **variables: str) -> pexpect.spawn[str]:
-        child = pexpect.spawn(
-            sys.executable,
-            [SCRIPT, *arguments],
-            env=environment | variables,
-            cwd=str(tmp_path),
-            encoding="utf-8",
-            timeout=20,
-            dimensions=(40, 100),
-        )
-        opened.append(child)
-        return child
-
-    yield launch
-    for child in opened:
-        child.close(force=True)
 
 
 def chat(terminal: Open, *arguments: str) -> pexpect.spawn[str]:

@@ -24,7 +24,8 @@ from edgellm_export.drawing import Model
 from edgellm_export.graph import FLOAT, FLOAT16, Graph
 from edgellm_export.kv import KVType, kv_dtype
 from edgellm_export.recipe import recipe
-from edgellm_export.store import StoredWeights, WeightStore
+from edgellm_export.store import WeightStore
+from edgellm_export.stored import StoredWeights
 from edgellm_export.weights import Float32
 
 IDS = np.random.default_rng(7).integers(3, tiny.vocab_size(), 40).tolist()

@@ -23,7 +23,8 @@ from edgellm_export.data import DataFile
 from edgellm_export.drawing import Model
 from edgellm_export.pipeline import Job, export_bundle
 from edgellm_export.recipe import recipe
-from edgellm_export.store import StoredWeights, WeightStore
+from edgellm_export.store import WeightStore
+from edgellm_export.stored import StoredWeights
 from edgellm_export.targets import qnn
 from edgellm_export.targets.host import Host
 from edgellm_export.weights import Float32

@@ -19,7 +19,8 @@ from edgellm_export.data import DataFile, Stored
 from edgellm_export.linear import Matrix
 from edgellm_export.matrices import store_matrix
 from edgellm_export.recipe import names, recipe
-from edgellm_export.store import StoredWeights, WeightStore
+from edgellm_export.store import WeightStore
+from edgellm_export.stored import StoredWeights
 from edgellm_export.weights import Blocks, Dense, pack, to_float32
 
 Q4_1 = "exact Q4_1"

@@ -29,7 +29,8 @@ from edgellm_export.data import DataFile
 from edgellm_export.graph import EXACT, FAST, Graph
 from edgellm_export.pipeline import Job, export_bundle, silent
 from edgellm_export.recipe import recipe
-from edgellm_export.store import StoredWeights, WeightStore
+from edgellm_export.store import WeightStore
+from edgellm_export.stored import StoredWeights
 
 Array = NDArray[Any]
 END_OF_TEXT, TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

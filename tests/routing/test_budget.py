@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from edgellm.errors import BudgetExhausted, Corrupt, Incompatible, UsageError
 from edgellm.routing.budget import Budget, BudgetOptions
 from edgellm.routing.database import Database
+from edgellm.routing.ledger import Ledger
 from edgellm.routing.remote.options import Price
-from edgellm.stream import Usage
+from edgellm.routing.seams import Record
+from edgellm.stream import Request, Usage
 
 # 0.001 dollars a token.
 PRICE = Price(1000.0, 1000.0)
@@ -22,6 +25,7 @@ PRICE = Price(1000.0, 1000.0)
 @dataclass(frozen=True)
 class Card:
     model: str = "big"
+    attempts: int = 1
     tier: int = 0
     context_tokens: int | None = None
     capabilities: frozenset[str] = frozenset()
@@ -159,3 +163,16 @@ def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
 def test_a_cap_must_be_an_amount(value: float) -> None:
     with pytest.raises(UsageError, match="usd_day must be 0 or more"):
         BudgetOptions(usd_day=value)
+
+
+def test_a_file_of_the_first_version_is_carried_on(tmp_path: Path) -> None:
+    path = tmp_path / "router.db"
+    Ledger(Database(path), "here").record(Record(Request.user("?"), "cascade", "old"))
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("ALTER TABLE decisions DROP COLUMN pack")
+        db.execute("PRAGMA user_version = 1")
+        db.commit()
+    ledger = Ledger(Database(path), "here", pack="abc")
+    ledger.record(Record(Request.user("?"), "cascade", "new", p_after=0.5))
+    assert [(d.reason, d.pack) for d in ledger.latest(9)] == [("new", "abc"), ("old", None)]
+    assert [d.reason for d in ledger.latest(9, "abc")] == ["new"]

@@ -150,3 +150,25 @@ def test_a_replaced_answer_does_not_leak_what_was_held_back() -> None:
     events: list[Event] = [Delta("see [CAR"), Replace("again"), Delta("fine"), DONE]
     shown = list(Mask().restored(events))
     assert [e.text for e in shown if isinstance(e, Delta)] == ["see ", "fine"]
+
+
+def test_a_conversation_is_known_again_though_other_passages_are_sent() -> None:
+    guard = Guard()
+    whole = Request.user("a long document, and a question")
+    assert guard.judge(Request.user("card 4111 1111 1111 1111"), whole).kind == "pin-local"
+    later = Request(
+        messages=(*whole.messages, Message("assistant", "so"), Message("user", "and more?"))
+    )
+    verdict = guard.judge(Request.user("other passages"), later)
+    assert (verdict.kind, "earlier in this conversation" in verdict.why) == ("pin-local", True)
+    assert guard.judge(Request.user("other passages")).kind == "allow"
+
+
+def test_an_identifier_in_a_stop_word_is_masked_too() -> None:
+    guard = Guard(PrivacyOptions("mask"))
+    messages = Request.user(f"List my cards: {CARD}").messages
+    chat = guard.preview(Recording(), Request(messages=messages, stop=(CARD, "END")))
+    raw = guard.preview(Recording(), Request(prompt="List my cards.", stop=(CARD,)))
+    assert CARD.encode() not in chat + raw
+    assert b"END" in chat
+    assert chat.count(b"[CARD_1]") == 2

@@ -8,6 +8,7 @@ from importlib import import_module
 
 import early_abort
 import pytest
+import ranking
 import synthetic
 import targets
 from identifier_text import CLEAN, hidden
@@ -18,6 +19,9 @@ from privacy_recall import measure
 from target_rows import Row, least, missing, most, table, to_json
 from zero_bytes import cases, with_code_word
 
+from edgellm.routing.evaluation import compare
+from edgellm.routing.evaluation.certificates import Check
+from edgellm.routing.evaluation.report import Operating, Remote, Report
 from edgellm.routing.gain import Bar
 from edgellm.routing.options import RouterOptions
 from edgellm.routing.privacy import KINDS, find
@@ -140,3 +144,20 @@ def test_an_answer_that_would_have_stayed_and_was_right_is_a_loss() -> None:
     options = RouterOptions("cascade", check_tokens=2, abort_checks=1, abort_margin=0.0)
     seen = early_abort.replay([known], 0.5, options)
     assert (seen.given_up, seen.lost, seen.escalated) == (1, 1.0, 0)
+
+
+def test_ranking_rows_say_what_the_report_says() -> None:
+    pack = compare.Row("pack", "after", 0.9, (0.88, 0.92), 0.85, 0.8, 0.9, 0.02, 0.6, 0.8)
+    remote = Remote(compare.REMOTE_ACCURACY, (0.6, 0.3, 0.6), (0.5, 0.2, 0.4), (0.9, 0.5, 0.8))
+    check = Check(0.10, 0.95, 500, 200, 20, 500, 0.45, 0.5)
+    operating = Operating(0.95, 0.5, 0.6, 0.93, 0.96)
+    report = Report(
+        400, 0.5, ("a",), (pack,), ("mean", 0.05, -0.01, 0.1), 0.04, 0.2, (remote,), operating,
+        (check,), 0.2, {},
+    )  # fmt: skip
+    verdicts = {row.metric: row.verdict for row in ranking.report_rows(report, None, pack)}
+    assert verdicts["lift over mean"] == "MISSED"
+    assert verdicts["nAPGR"] == "pass"
+    assert verdicts["remote calls for 95 % of the remote's quality"] == "pass"
+    assert verdicts["ECE of P(correct)"] == "pass"
+    assert verdicts["certificates at risk 10%"] == "ambitious"

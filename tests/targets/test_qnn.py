@@ -22,7 +22,8 @@ from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.data import DataFile
 from edgellm_export.drawing import Model
 from edgellm_export.recipe import recipe
-from edgellm_export.store import StoredWeights, WeightStore
+from edgellm_export.store import WeightStore
+from edgellm_export.stored import StoredWeights
 from edgellm_export.targets import host, qnn
 
 pytestmark = pytest.mark.targets

@@ -59,6 +59,9 @@ def story(decision: Decision) -> Iterator[str]:
             f"{attempt['total_ms']:.0f} ms, ${attempt['cost_usd']:.4f}"
             + (f"; {attempt['error']}" if attempt["error"] else "")
         )
+    if decision.signals:
+        told = ", ".join(f"{name} {value:g}" for name, value in decision.signals.items())
+        yield f"signals     {told}"
     if decision.shadow_agrees is not None:
         yield f"shadow      the remote {'agreed' if decision.shadow_agrees else 'said otherwise'}"
     if decision.feedback is not None:

@@ -115,14 +115,17 @@ class Guard:
         return self._masked(request, mask), mask.hide(prefix, self._find(prefix)), mask
 
     def _masked(self, request: Request, mask: Mask) -> Request:
-        if request.prompt is not None:
-            return replace(request, prompt=mask.hide(request.prompt, self._find(request.prompt)))
+        """Every text that would be sent; a masked stop word stops at the placeholder, which is what
+        the remote writes."""
+
+        def hide(text: str) -> str:
+            return mask.hide(text, self._find(text))
+
         return replace(
             request,
-            messages=tuple(
-                Message(m.role, mask.hide(m.content, self._find(m.content)))
-                for m in request.messages
-            ),
+            prompt=None if request.prompt is None else hide(request.prompt),
+            messages=tuple(Message(m.role, hide(m.content)) for m in request.messages),
+            stop=tuple(hide(word) for word in request.stop),
         )
 
     def _find(self, text: str) -> tuple[Finding, ...]:

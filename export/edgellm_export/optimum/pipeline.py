@@ -35,7 +35,8 @@ from edgellm_export.publish import Finished, publish
 from edgellm_export.recipe import Keep, Recipe, recipe
 from edgellm_export.reference.parts import Weight
 from edgellm_export.shrink import Shrink
-from edgellm_export.store import StoredWeights, WeightStore
+from edgellm_export.store import WeightStore
+from edgellm_export.stored import StoredWeights
 from edgellm_export.verify import Watch
 from edgellm_export.weights import Float32
 

@@ -33,7 +33,8 @@ from edgellm_export.quantize.capture import (
 )
 from edgellm_export.quantize.place import alone
 from edgellm_export.recipe import Treatment, recipe
-from edgellm_export.store import Place, StoredWeights, WeightStore
+from edgellm_export.store import Place, WeightStore
+from edgellm_export.stored import StoredWeights
 from edgellm_export.weights import Float32
 
 # Raise it when the same checkpoint and text would give other statistics.

@@ -23,13 +23,13 @@ sys.path += [
 ]
 
 import checkout
-from edgellm.routing.door import OpenDoor
 from launch import serve_scripted, write_answers
 from target_rows import Job, Row, most
 
 from edgellm.errors import BudgetExhausted, EdgellmError
 from edgellm.routing.budget import Budget, BudgetOptions
 from edgellm.routing.database import Database
+from edgellm.routing.privacy import Guard, PrivacyOptions
 from edgellm.routing.remote.options import Price, RemoteOptions
 from edgellm.routing.router import Router
 from edgellm.stream import Event, Message, Request, Sampling, Usage, complete
@@ -75,7 +75,7 @@ def client(database: Path, url: str, cap_usd: float, session: str, start: Path) 
     """One racing process."""
     budget = Budget(Database(database), BudgetOptions(usd_day=cap_usd), session)
     card = RemoteOptions(url, "big", price=PRICE)
-    router = Router(Nobody(), [card], "remote-only", None, OpenDoor(), budget)
+    router = Router(Nobody(), [card], "remote-only", None, Guard(PrivacyOptions("off")), budget)
     answered = refused = 0
     print("ready", flush=True)
     while not start.exists():

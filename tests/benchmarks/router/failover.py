@@ -13,7 +13,6 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import faults
-from edgellm.routing.door import OpenDoor
 from launch import Served, serve_faults
 from misbehave import FAULTS
 from router_fakes import QUESTION, FakeLedger, Voice
@@ -21,6 +20,7 @@ from target_rows import Bound, Job, Row, least, most
 
 from edgellm.errors import EdgellmError
 from edgellm.routing.attempts import closable
+from edgellm.routing.privacy import Guard, PrivacyOptions
 from edgellm.routing.remote import Breaker, Limits, RemoteBackend, RemoteOptions, Retry
 from edgellm.routing.router import Router
 from edgellm.stream import Delta, Done
@@ -49,7 +49,9 @@ def router(served: Served, fault: str) -> Router:
     card = RemoteOptions(served.url(path, port), "big", limits=LIMITS, retry=Retry(3, 0.02, 0.05))
     local = Voice("small", ("I", " am", " small"))
     remote = RemoteBackend(card)
-    return Router(local, [remote], "prefer-remote", None, OpenDoor(), None, FakeLedger())
+    return Router(
+        local, [remote], "prefer-remote", None, Guard(PrivacyOptions("off")), None, FakeLedger()
+    )
 
 
 def meet(served: Served, fault: str) -> Met:
@@ -76,7 +78,7 @@ def open_breaker() -> list[float]:
     breaker.hold(600)
     remote = RemoteBackend(RemoteOptions("http://127.0.0.1:9/v1", "big"), breaker)
     local = Voice("small", ("I",))
-    held = Router(local, [remote], "prefer-remote", None, OpenDoor())
+    held = Router(local, [remote], "prefer-remote", None, Guard(PrivacyOptions("off")))
     taken = []
     for _ in range(2 * OPEN_CALLS):
         started = time.perf_counter()

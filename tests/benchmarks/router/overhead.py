@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import recording
-from edgellm.routing.door import OpenDoor
 from items import Item
 from target_rows import Job, Row, missing, most
 
@@ -24,7 +23,7 @@ from edgellm.routing.confidence.calibrate import make_pack
 from edgellm.routing.confidence.pack import Pack
 from edgellm.routing.evaluation.records import Graded, read
 from edgellm.routing.options import Policy, RouterOptions
-from edgellm.routing.privacy import Guard
+from edgellm.routing.privacy import Guard, PrivacyOptions
 from edgellm.routing.remote import RemoteBackend, RemoteOptions
 from edgellm.routing.remote.options import Price
 from edgellm.routing.router import Router
@@ -102,7 +101,7 @@ def decided_ms(
     remote = RemoteBackend(RemoteOptions("http://127.0.0.1:9/v1", "big", price=Price(1, 1)))
     local = Replayed({g.observed.prompt: g for g in answers})
     options = RouterOptions(policy, threshold=0.0)
-    routed = Router(local, [remote], options, pack, OpenDoor())
+    routed = Router(local, [remote], options, pack, Guard(PrivacyOptions("off")))
     return each_ms(lambda i: until_first_event(routed, asked[i]), len(asked))
 
 

@@ -33,6 +33,7 @@ def rows(job: Job) -> Iterator[Row]:
 
 
 def _rows(records: Records, families: frozenset[str], name: str, admitted: bool) -> Iterator[Row]:
+    """AUROC on these families against their targets; for the admitted ones everything else too."""
     report = evaluate(records, families, lambda line: None)
     found = {row.name: row for row in report.rows}
     pack = found[PACK]
@@ -45,10 +46,11 @@ def _rows(records: Records, families: frozenset[str], name: str, admitted: bool)
         yield Row("ranking", f"AUROC after, {what}, {name}", text, value, least(passes),
                   least(ambitious), REAL, "")  # fmt: skip
     if admitted:
-        yield from _admitted(report, found.get(BEFORE), pack)
+        yield from report_rows(report, found.get(BEFORE), pack)
 
 
-def _admitted(report: Report, before: compare.Row | None, pack: compare.Row) -> Iterator[Row]:
+def report_rows(report: Report, before: compare.Row | None, pack: compare.Row) -> Iterator[Row]:
+    """Everything but the AUROC after an answer."""
     if before is not None:
         yield Row("ranking", "AUROC before, pooled", f"{before.pooled:.3f}", before.pooled,
                   least(0.72), least(0.78), REAL, "")  # fmt: skip

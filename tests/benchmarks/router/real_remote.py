@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import recording
-from edgellm.routing.door import OpenDoor
 from items import Item
 from overhead import request
 from target_rows import Job, Row
@@ -30,6 +29,7 @@ from edgellm.routing.confidence.calibrate import make_pack
 from edgellm.routing.evaluation.records import read
 from edgellm.routing.graders import grade
 from edgellm.routing.options import RouterOptions
+from edgellm.routing.privacy import Guard, PrivacyOptions
 from edgellm.routing.remote import RemoteBackend, RemoteOptions
 from edgellm.routing.remote.wire import Outgoing
 from edgellm.routing.router import Router
@@ -155,7 +155,7 @@ def rows(job: Job) -> Iterator[Row]:
         remote = FewShot(RemoteOptions(url, NAME), shots)
         # Half of the calibration answers are below the median: half of the calls.
         options = RouterOptions("cascade", threshold=_median(pack.kept_scores.tolist()))
-        router = Router(model, [remote], options, pack, OpenDoor())
+        router = Router(model, [remote], options, pack, Guard(PrivacyOptions("off")))
         here, mine = score(model, asked)
         there, theirs = score(remote, asked)
         both, _ = score(router, asked)

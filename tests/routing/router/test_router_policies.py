@@ -192,3 +192,12 @@ def test_wrong_options_are_refused_where_they_are_born(wrong: dict[str, object])
 def test_a_wrong_worth_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Worth(**wrong)
+
+
+def test_auto_asks_what_has_a_price_before_what_has_none() -> None:
+    unknown, priced = RemoteFacts("secret", cost_usd=None), RemoteFacts("big", cost_usd=1e-6)
+    made = decide(facts("auto", p_before=0.5, remotes=(unknown, priced)))
+    assert (made.remotes, made.bar is not None) == ((1, 0), True)
+    made = decide(facts("auto", p_before=0.5, remotes=(unknown,)))
+    assert (made.sides, made.bar) == (HERE_FIRST, None)
+    assert "the price of secret is not known (--remote-price says it)" in made.reason
