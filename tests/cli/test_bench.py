@@ -40,6 +40,9 @@ class Instant:
 
     notice: str | None = None
 
+    def new_cache(self, capacity_tokens: int) -> KVCache:
+        return KVCache(SHAPE, capacity_tokens)
+
     def forward(
         self, ids: Sequence[int], rows: Sequence[int], cache: KVCache
     ) -> NDArray[np.float32]:
