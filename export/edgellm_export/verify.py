@@ -144,13 +144,13 @@ def check(
     ids = long[:TOKENS]
     sources, floats, expected = _references(candidate, checkpoint, long, watch.steps)
     exact = _check_exact(candidate, ids, expected, watch.notice)
-    session = _session(candidate.drawn.native, candidate, shape)
-    portable_error = _check_portable(candidate, session, ids)
-    quality = fidelity.measure(floats, _all_rows(session, long))
+    ours, longer = _rows(candidate.drawn.native, candidate, shape, (ids, long))
+    quality = fidelity.measure(floats, longer)
     quality.check(candidate.recipe)
+    portable_error = _check_portable(candidate, ours, ids)
     if candidate.drawn.plain != candidate.drawn.native:
-        session = _session(candidate.drawn.plain, candidate, candidate.plain_shape)
-    activations = fidelity.measure(expected, _all_rows(session, ids))
+        (ours,) = _rows(candidate.drawn.plain, candidate, candidate.plain_shape, (ids,))
+    activations = fidelity.measure(expected, ours)
     what = f"logits with {candidate.activations} activations (KL)"
     within(what, activations.kl, ACTIVATIONS_KL_LIMIT)
     return Report(
@@ -197,6 +197,7 @@ def _check_exact(
     float32 = _all_rows(session, ids)
     logits = within("logits", np.abs(float32 - expected).max() / scale, LIMIT)
     if drawn.cached != drawn.exact:
+        del session  # never two models in memory
         session = _session(drawn.cached, candidate, candidate.shape)
         float32 = _all_rows(session, ids)
     dtype = candidate.shape.kv_dtype
@@ -209,9 +210,9 @@ def _check_exact(
     return {"logits_error_float32": logits, "cache_error": cache, "turns_error": turns}
 
 
-def _check_portable(candidate: Candidate, session: Session, ids: Sequence[int]) -> float:
-    """How much the graph for other programs differs from ours in `session`."""
-    shape, ours = candidate.shape, _all_rows(session, ids)
+def _check_portable(candidate: Candidate, ours: Float32, ids: Sequence[int]) -> float:
+    """How much the graph for other programs differs from our logits (T, V)."""
+    shape = candidate.shape
     theirs = standard_logits(candidate.drawn.portable, shape, ids)
     error = np.abs(theirs - ours).max() / float(np.abs(ours).max())
     return within("portable graph", error, CACHE_LIMITS[shape.kv_dtype])
@@ -241,6 +242,14 @@ def _second_turn(
 def _session(graph: Path, candidate: Candidate, shape: Shape) -> Session:
     described = Graph("native", graph.name, candidate.data.path.name, cache=candidate.cache)
     return open_graph(graph, described, shape, LoadOptions())
+
+
+def _rows(
+    graph: Path, candidate: Candidate, shape: Shape, texts: Sequence[Sequence[int]]
+) -> list[Float32]:
+    """Logits (T, V) of each text; the model is in memory no longer than that."""
+    session = _session(graph, candidate, shape)
+    return [_all_rows(session, ids) for ids in texts]
 
 
 def _all_rows(session: Session, ids: Sequence[int]) -> Float32:
