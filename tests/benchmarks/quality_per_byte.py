@@ -288,7 +288,7 @@ def table(setting: Setting, rows: list[Row], rates: dict[str, float]) -> str:
 def line(row: Row) -> str:
     report: Any = row.report
     return (
-        f"| {row.contender} | {row.mb:.1f} | {report.kl_mean:.4f} | {report.kl_p99:.3f} "
+        f"| {row.contender} | {row.mb:#.4g} | {report.kl_mean:.4f} | {report.kl_p99:.3f} "
         f"| {report.top1_agreement:.1%} | {report.perplexity:.2f} |"
     )
 
