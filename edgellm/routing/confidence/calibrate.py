@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgellm.errors import UsageError
 from edgellm.routing.confidence import fusion, isotonic, logistic
+from edgellm.routing.confidence.beginnings import fit_so_far
 from edgellm.routing.confidence.fusion import Material
 from edgellm.routing.confidence.isotonic import Isotonic
 from edgellm.routing.confidence.logistic import Logistic
@@ -68,6 +69,7 @@ def make_pack(records: Records, chosen: Chosen | None = None) -> Pack:
         fitted,
         fitted(kept.features, kept.prompts, kept.answers),
         kept.correct,
+        fit_so_far(chosen.fit),
     )
 
 

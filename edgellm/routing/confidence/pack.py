@@ -62,13 +62,15 @@ class About:
 @dataclass(frozen=True, slots=True)
 class Pack:
     """The fitted models; a Confidence for the router. `kept_scores` and `kept_correct` (M,) are
-    graded answers that nothing was fitted on: certificates come from them."""
+    graded answers that nothing was fitted on: certificates come from them. `so_far` judges answers
+    that are not finished; None: as if they were."""
 
     about: About
     before_answer: tuple[Logistic, Isotonic] | None
     after_answer: Fusion
     kept_scores: NDArray[np.float64]
     kept_correct: NDArray[np.bool_]
+    so_far: Fusion | None = None
 
     def before(self, observed: Observed) -> float | None:
         """P(correct) from the prompt's hidden states alone; None without them."""
@@ -79,6 +81,8 @@ class Pack:
 
     def after(self, observed: Observed) -> float:
         """P(correct) of an answer, or of what there is of it so far."""
+        if observed.finish_reason is None and self.so_far is not None:
+            return float(self.so_far(features(observed)[None], None, None)[0])
         prompts, answers = fusion.stack([observed.hidden])
         return float(self.after_answer(features(observed)[None], prompts, answers)[0])
 
@@ -108,8 +112,9 @@ def save(pack: Pack, path: Path) -> None:
     """Write the pack; float16 where the numbers are many and small."""
     arrays: Arrays = {"meta": np.array(json.dumps(asdict(pack.about)))}
     after = pack.after_answer
-    arrays |= _linear("tokens", after.tokens.logistic) | _trees(after.tokens.boosted)
-    arrays |= _line("alone", after.alone)
+    arrays |= _tokens("", after)
+    if pack.so_far is not None:
+        arrays |= _tokens("so_far.", pack.so_far)
     if after.probe is not None and after.together is not None and after.near is not None:
         arrays |= _linear("probe", after.probe) | _line("together", after.together)
         arrays["near.landmarks"] = after.near.landmarks.astype(np.float16)
@@ -152,7 +157,9 @@ def load(path: Path) -> Pack:
 
 
 def _assemble(about: About, arrays: Arrays) -> Pack:
-    tokens = Tokens(_read_linear("tokens", arrays), _read_trees(arrays))
+    alone, so_far = _read_tokens("", arrays), None
+    if "so_far.tokens.weights" in arrays:
+        so_far = _read_tokens("so_far.", arrays)
     probe = together = near = None
     if "probe.weights" in arrays:
         probe, together = _read_linear("probe", arrays), _read_line("together", arrays)
@@ -163,8 +170,8 @@ def _assemble(about: About, arrays: Arrays) -> Pack:
     before = None
     if "before.weights" in arrays:
         before = _read_linear("before", arrays), _read_line("before", arrays)
-    after = Fusion(tokens, _read_line("alone", arrays), probe, together, near)
-    return Pack(about, before, after, arrays["kept.scores"], arrays["kept.correct"])
+    after = Fusion(alone.tokens, alone.alone, probe, together, near)
+    return Pack(about, before, after, arrays["kept.scores"], arrays["kept.correct"], so_far)
 
 
 def _try(pack: Pack, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -172,7 +179,10 @@ def _try(pack: Pack, arrays: Mapping[str, NDArray[Any]]) -> None:
     states = None
     if pack.after_answer.near is not None:
         states = np.zeros((1, len(pack.after_answer.near.centre)))
-    p = pack.after_answer(np.zeros((1, len(FEATURES))), states, states)
+    blank = np.zeros((1, len(FEATURES)))
+    p = pack.after_answer(blank, states, states)
+    if pack.so_far is not None:
+        p = np.concatenate([p, pack.so_far(blank, None, None)])
     if not np.all((p >= 0) & (p <= 1)) or pack.kept_scores.shape != pack.kept_correct.shape:
         raise ValueError("its numbers are no probabilities")
     if any(not np.all(np.isfinite(a)) for name, a in arrays.items() if name not in _OPEN):
@@ -180,7 +190,21 @@ def _try(pack: Pack, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 # A tree node that is not split has an infinite threshold, nearness without enough prompts no limit.
-_OPEN = ("meta", "trees.thresholds", "near.most")
+_OPEN = ("meta", "trees.thresholds", "so_far.trees.thresholds", "near.most")
+
+
+def _tokens(at: str, model: Fusion) -> Arrays:
+    """What a fusion says of tokens alone, under names that begin with `at`."""
+    return {
+        **_linear(f"{at}tokens", model.tokens.logistic),
+        **_trees(f"{at}trees", model.tokens.boosted),
+        **_line(f"{at}alone", model.alone),
+    }
+
+
+def _read_tokens(at: str, arrays: Mapping[str, NDArray[Any]]) -> Fusion:
+    tokens = Tokens(_read_linear(f"{at}tokens", arrays), _read_trees(f"{at}trees", arrays))
+    return Fusion(tokens, _read_line(f"{at}alone", arrays), None, None, None)
 
 
 def _linear(name: str, model: Logistic) -> Arrays:
@@ -207,19 +231,19 @@ def _read_line(name: str, arrays: Mapping[str, NDArray[Any]]) -> Isotonic:
     return Isotonic(arrays[f"{name}.knots"], arrays[f"{name}.values"])
 
 
-def _trees(model: Boosted) -> Arrays:
+def _trees(name: str, model: Boosted) -> Arrays:
     return {
-        "trees.features": model.features.astype(np.int16),
-        "trees.thresholds": model.thresholds,
-        "trees.leaves": model.leaves.astype(np.float32),
-        "trees.bias": np.array(model.bias),
+        f"{name}.features": model.features.astype(np.int16),
+        f"{name}.thresholds": model.thresholds,
+        f"{name}.leaves": model.leaves.astype(np.float32),
+        f"{name}.bias": np.array(model.bias),
     }
 
 
-def _read_trees(arrays: Mapping[str, NDArray[Any]]) -> Boosted:
+def _read_trees(name: str, arrays: Mapping[str, NDArray[Any]]) -> Boosted:
     return Boosted(
-        arrays["trees.features"].astype(np.int32),
-        arrays["trees.thresholds"],
-        arrays["trees.leaves"].astype(np.float64),
-        float(arrays["trees.bias"]),
+        arrays[f"{name}.features"].astype(np.int32),
+        arrays[f"{name}.thresholds"],
+        arrays[f"{name}.leaves"].astype(np.float64),
+        float(arrays[f"{name}.bias"]),
     )
