@@ -144,13 +144,13 @@ def check(
     ids = long[:TOKENS]
     sources, floats, expected = _references(candidate, checkpoint, long, watch.steps)
     exact = _check_exact(candidate, ids, expected, watch.notice)
-    ours, longer = _rows(candidate.drawn.native, candidate, shape, (ids, long))
-    quality = fidelity.measure(floats, longer)
+    fast, found = _check_native(candidate, ids, long)
+    quality = fidelity.measure(floats, found)
     quality.check(candidate.recipe)
-    portable_error = _check_portable(candidate, ours, ids)
+    portable_error = _check_portable(candidate, fast, ids)
     if candidate.drawn.plain != candidate.drawn.native:
-        (ours,) = _rows(candidate.drawn.plain, candidate, candidate.plain_shape, (ids,))
-    activations = fidelity.measure(expected, ours)
+        fast = _all_rows(_session(candidate.drawn.plain, candidate, candidate.plain_shape), ids)
+    activations = fidelity.measure(expected, fast)
     what = f"logits with {candidate.activations} activations (KL)"
     within(what, activations.kl, ACTIVATIONS_KL_LIMIT)
     return Report(
@@ -210,8 +210,17 @@ def _check_exact(
     return {"logits_error_float32": logits, "cache_error": cache, "turns_error": turns}
 
 
+def _check_native(
+    candidate: Candidate, ids: Sequence[int], long: Sequence[int]
+) -> tuple[Float32, Float32]:
+    """The logits that users get for both texts. The session ends here: float32 weights are in
+    memory once for each that is open."""
+    session = _session(candidate.drawn.native, candidate, candidate.shape)
+    return _all_rows(session, ids), _all_rows(session, long)
+
+
 def _check_portable(candidate: Candidate, ours: Float32, ids: Sequence[int]) -> float:
-    """How much the graph for other programs differs from our logits (T, V)."""
+    """How much the graph for other programs differs from our logits."""
     shape = candidate.shape
     theirs = standard_logits(candidate.drawn.portable, shape, ids)
     error = np.abs(theirs - ours).max() / float(np.abs(ours).max())
@@ -242,14 +251,6 @@ def _second_turn(
 def _session(graph: Path, candidate: Candidate, shape: Shape) -> Session:
     described = Graph("native", graph.name, candidate.data.path.name, cache=candidate.cache)
     return open_graph(graph, described, shape, LoadOptions())
-
-
-def _rows(
-    graph: Path, candidate: Candidate, shape: Shape, texts: Sequence[Sequence[int]]
-) -> list[Float32]:
-    """Logits (T, V) of each text; the model is in memory no longer than that."""
-    session = _session(graph, candidate, shape)
-    return [_all_rows(session, ids) for ids in texts]
 
 
 def _all_rows(session: Session, ids: Sequence[int]) -> Float32:
