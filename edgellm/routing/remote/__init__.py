@@ -7,8 +7,8 @@ options ── RemoteBackend ── stream ──▶ Call: breaker, attempts, li
     circuit   when not to ask           ├─ answer    objects → text, finish reason, usage
                                         └─ report    the first and the last event
 
-remotes   several of them, ranked for a request     configure  the one of the user's settings
 keys · prices   files of the user                   watch      the limits of one call
+configure       the remote of the user's settings
 """
 
 from edgellm.routing.errors import (
@@ -23,7 +23,6 @@ from edgellm.routing.remote.backend import RemoteBackend, RemoteStream
 from edgellm.routing.remote.circuit import Breaker, Connectivity
 from edgellm.routing.remote.configure import from_settings
 from edgellm.routing.remote.options import Limits, Price, RemoteOptions, Retry, Secret
-from edgellm.routing.remote.remotes import Need, Ranking, Remotes
 from edgellm.routing.remote.wire import Outgoing
 
 __all__ = [
@@ -34,16 +33,13 @@ __all__ = [
     "Connectivity",
     "EmptyAnswer",
     "Limits",
-    "Need",
     "NotTried",
     "Outgoing",
     "Price",
-    "Ranking",
     "RemoteBackend",
     "RemoteFailed",
     "RemoteOptions",
     "RemoteStream",
-    "Remotes",
     "Retry",
     "Secret",
     "from_settings",
