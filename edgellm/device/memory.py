@@ -29,8 +29,7 @@ DENSE_COPIES = 1.1
 # While loading, the largest tensor is there twice: VmHWM minus VmRSS is its size, both shapes.
 LOAD_COPIES_OF_LARGEST = 1.0
 # Activations of a prefill chunk, float32 per token: 8 x intermediate + 29 x hidden, fitted on
-# 115 kB (135M) and 260 kB (0.5B) a token with chunks of 32 to 256 tokens. Attention adds nothing
-# that grows with depth (the same at 512 and 8,000 cached tokens).
+# 115 kB (135M) and 260 kB (0.5B) a token with chunks of 32 to 256 tokens. Attention adds its scores.
 ACTIVATION_COPIES_INTERMEDIATE = 8
 ACTIVATION_COPIES_HIDDEN = 29
 # The output of the graph, the row that is sampled from, and its probabilities.
@@ -43,6 +42,9 @@ DEFAULT_BLOCK_SIZE = 32
 # arena keeps of earlier lengths: a GPT-2 of 124M took 4.0 times its cache, from 512 to 2,048
 # tokens, with chunks of 32 and of 128 (without the arena: 5).
 CONCAT_CACHES = 4
+# Attention keeps the scores of a whole chunk, float32, where a full context of them is no larger
+# than this; elsewhere a slower kernel works tile by tile (runtime.attention).
+SCORES_LIMIT_BYTES = 64e6
 KV_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
@@ -114,6 +116,12 @@ def kv_bytes_per_token(shape: Shape) -> int:
     return 2 * shape.num_hidden_layers * width * KV_BYTES[shape.kv_dtype]
 
 
+def scores_bytes_per_token(shape: Shape, chunk_tokens: int) -> int:
+    """Attention's scores for one position of the cache; 0 where they are never there at once."""
+    bytes_ = 4 * shape.num_attention_heads * chunk_tokens
+    return bytes_ if bytes_ * shape.context_length <= SCORES_LIMIT_BYTES else 0
+
+
 def plan(
     shape: Shape,
     weights: WeightBytes,
@@ -129,6 +137,7 @@ def plan(
         raise UsageError(f"context and chunk must be 1 or more, got {context_tokens} tokens")
     chunk = min(prefill_chunk_tokens, context_tokens)
     running = _activations(shape, chunk) + _logits(shape, min(logit_rows, chunk))
+    running += context_tokens * scores_bytes_per_token(shape, chunk)
     kv = caches * context_tokens * kv_bytes_per_token(shape)
     transient = LOAD_COPIES_OF_LARGEST * weights.largest
     workspace_mb = _process_mb(shape) + (running + max(0.0, transient - kv - running)) / MB
@@ -161,10 +170,10 @@ def largest_context(
     chunk = prefill_chunk_tokens
     running = _activations(shape, chunk) + _logits(shape, min(logit_rows, chunk))
     kv = caches * kv_bytes_per_token(shape)
-    fits = int((rest - running) / kv)
+    fits = int((rest - running) / (kv + scores_bytes_per_token(shape, chunk)))
     if fits < chunk:
         # A context shorter than the chunk needs activations for its own length only.
-        per_token = kv + _activations(shape, 1)
+        per_token = kv + _activations(shape, 1) + scores_bytes_per_token(shape, chunk)
         fits = int((rest - _logits(shape, min(logit_rows, chunk))) / per_token)
     return max(0, min(fits, shape.context_length))
 

@@ -20,6 +20,7 @@ from edgellm.bundle.manifest import Shape
 from edgellm.errors import Corrupt, EdgellmError, Incompatible, MissingExtra
 from edgellm.runtime import providers
 from edgellm.runtime.adapter import Adapter, fill
+from edgellm.runtime.attention import whole_scores
 from edgellm.runtime.cache import KVCache
 from edgellm.runtime.options import LoadOptions
 from edgellm.stream import Placement
@@ -82,7 +83,8 @@ class Session:
         )
         self.shape = shape
         self.notice = chosen.notice
-        self._session = _open(self._ort, graph, chosen.provider, options.threads)
+        with whole_scores(shape):
+            self._session = _open(self._ort, graph, chosen.provider, options.threads)
         _check_cache_type(self._session, graph, shape)
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
         self._adapter = fill(inputs, adapter)

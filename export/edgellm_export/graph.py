@@ -12,7 +12,7 @@ Weights stay in the data file (`data.DataFile`); a graph holds only where they l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,6 +64,8 @@ class Graph:
         self.spell_embedding = False
         # True: matrices with slots take a run-time adapter (linear.linear).
         self.adapters = False
+        # True: queries and keys come scaled from the rotary tables (blocks.attention).
+        self.unit_scores = False
         # How blocks.attention stores keys and values.
         self.kv: KVType = FLOAT32_KV
         # FLOAT16: products and attention compute in it; norms and the residual stream never do,
@@ -80,6 +82,7 @@ class Graph:
         self._outputs: list[Value] = []
         self._nodes: list[ir.Node] = []
         self._initializers: dict[object, Value] = {}
+        self._made: dict[object, Value] = {}
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -133,6 +136,12 @@ class Graph:
     def dtype(self, value: Value) -> ir.DataType:
         """FLOAT16 or FLOAT, whichever `value`, a float, is."""
         return FLOAT16 if value in self._half else FLOAT
+
+    def once(self, key: object, make: Callable[[], Value]) -> Value:
+        """What `make` returned when this key was asked for first: one node for all layers."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def omit(self, *values: Value) -> None:
         """Optional outputs that nobody wants: an unnamed one is not computed."""

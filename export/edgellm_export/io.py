@@ -47,7 +47,7 @@ def portable(g: Graph) -> Inputs:
 
 def native(g: Graph) -> Inputs:
     """Positions and logit rows as plain inputs: nothing is computed from a mask."""
-    g.adapters = True
+    g.adapters = g.unit_scores = True
     ids = g.input("input_ids", INT64, (1, "sequence_length"))
     last = g.input("last_position", INT32, (1,))
     total = g.input("total_positions", INT32, ())
