@@ -17,10 +17,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from edgellm.bundle.manifest import Shape
-from edgellm.device import memory
 from edgellm.runtime.decode import CHUNK_TOKENS
 
 VARIABLE = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+# Scores of a whole context that are kept, at most: 38 MB for 9 heads and 8,192 positions. Larger
+# models pay less for the slower kernel beside their products.
+SCORES_LIMIT_BYTES = 64e6
+
+
+def score_bytes(shape: Shape) -> int:
+    """What attention keeps of a chunk for each position of the cache, float32; 0: nothing."""
+    bytes_ = 4 * shape.num_attention_heads * CHUNK_TOKENS
+    return bytes_ if bytes_ * shape.context_length <= SCORES_LIMIT_BYTES else 0
 
 
 @contextmanager
@@ -29,7 +37,7 @@ def whole_scores(shape: Shape) -> Iterator[None]:
 
     What the user's environment says is left as it is.
     """
-    if VARIABLE in os.environ or not memory.scores_bytes_per_token(shape, CHUNK_TOKENS):
+    if VARIABLE in os.environ or not score_bytes(shape):
         yield
         return
     os.environ[VARIABLE] = "1"

@@ -156,11 +156,7 @@ def attention(
     new = (qkv, None, None) if isinstance(qkv, Value) else qkv
     # The kernel stores float16 only when it also computes with it.
     computed = FLOAT16 if stored == FLOAT16 else g.activations
-    if rope is not None and _takes_unit_scores(g, heads, rope):
-        root = math.sqrt(scores.scale or 1 / math.sqrt(heads.width))
-        scores = replace(scores, scale=1.0)
-    else:
-        root = 1.0
+    root, scores = _unit_scores(g, heads, rope, scores)
     turned = [] if rope is None else _rope_inputs(g, rope, position, computed, root)
     y, key, value = g.ops(
         "GroupQueryAttention",
@@ -183,15 +179,18 @@ def attention(
     return g.to(y, g.activations)
 
 
-def _takes_unit_scores(g: Graph, heads: Heads, rope: Rope) -> bool:
-    """Whether the tables can carry the scores' scale: they turn whole heads, and the cache's own
-    steps do not count on keys of the usual size.
+def _unit_scores(g: Graph, heads: Heads, rope: Rope | None, scores: Scores) -> tuple[float, Scores]:
+    """What the rotary tables are multiplied with so that scores need no scale, and such scores.
 
     MLAS multiplies one row by a matrix with a kernel of its own, but only by a factor of 1
-    (sgemm.cpp, MlasSgemmOperation): attention of one token over 500 took half the time.
+    (sgemm.cpp, MlasSgemmOperation): attention of one token over 500 took half the time. Not where
+    tables turn a part of a head only, or the cache has steps that fit keys of the usual size.
     """
-    whole = 2 * rope.cos.shape[1] == heads.width
-    return g.unit_scores and whole and g.kv.dtype == "float32"
+    whole = rope is not None and 2 * rope.cos.shape[1] == heads.width
+    if not (g.unit_scores and whole and g.kv.dtype == "float32"):
+        return 1.0, scores
+    scale = scores.scale or 1 / math.sqrt(heads.width)
+    return math.sqrt(scale), replace(scores, scale=1.0)
 
 
 def _rope_inputs(

@@ -49,8 +49,9 @@ class Drawn:
 
     `exact` computes in float32; so do `cached`, with the bundle's kind of cache, and `standard`,
     which is `portable` like that, None where `portable` computes as `native` does to the last bit.
-    `plain` is `native` on a float32 cache. With a float32 cache `cached` is `exact` and `plain` is `native`;
-    float16 activations have no float32 cache, so that `plain` is `native` there too.
+    `plain` is `native` on a float32 cache. With a float32 cache `cached` is `exact` and `plain` is
+    `native`; float16 activations have no float32 cache, so that `plain` is `native` there too.
+    `kind` is the bundle's cache.
     """
 
     native: Path
@@ -59,11 +60,13 @@ class Drawn:
     cached: Path
     plain: Path
     standard: Path | None = None
+    kind: KVType = FLOAT32_KV
 
     def forget(self) -> None:
         """Deletes what only the self-check needed."""
-        for path in {self.exact, self.cached, self.plain, self.standard} - {self.native, None}:
-            path.unlink()
+        for path in {self.exact, self.cached, self.plain, self.standard} - {self.native}:
+            if path is not None:
+                path.unlink()
 
 
 def draw(model: Model, suffix: str, chosen: Recipe, kind: KVType) -> Drawn:
@@ -78,6 +81,7 @@ def draw(model: Model, suffix: str, chosen: Recipe, kind: KVType) -> Drawn:
         cached=folder / f"{'cached' if other else 'check'}{suffix}.onnx",
         plain=folder / f"{'plain' if other and not half else 'edgellm'}{suffix}.onnx",
         standard=folder / f"standard{suffix}.onnx",
+        kind=kind,
     )
     wanted: dict[Path, tuple[Callable[[Graph], io.Inputs], int, KVType, bool]] = {
         drawn.plain: (io.native, level, FLOAT32_KV, False),

@@ -41,6 +41,7 @@ CONTRIB = frozenset(
         "FusedMatMul",
         "GatherBlockQuantized",
         "GroupQueryAttention",
+        "MatMulIntegerToFloat",
         "MatMulNBits",
         "MoE",
         "QMoE",
@@ -66,6 +67,8 @@ class Graph:
         self.adapters = False
         # True: queries and keys come scaled from the rotary tables (blocks.attention).
         self.unit_scores = False
+        # True: products take the weights for long prompts, where a matrix has them (rotated).
+        self.many_rows = False
         # How blocks.attention stores keys and values.
         self.kv: KVType = FLOAT32_KV
         # FLOAT16: products and attention compute in it; norms and the residual stream never do,
@@ -186,7 +189,7 @@ class Graph:
         return self._nodes
 
     def keep_only(self, outputs: Sequence[Value]) -> None:
-        """These become the outputs; nodes that none of them needs are dropped."""
+        """These become the outputs; nodes and inputs that none of them needs are dropped."""
         needed: set[Value] = set(outputs)
         kept = []
         for node in reversed(self._nodes):
@@ -194,6 +197,7 @@ class Graph:
                 needed.update(value for value in node.inputs if value is not None)
                 kept.append(node)
         self._nodes = kept[::-1]
+        self._inputs = [value for value in self._inputs if value in needed]
         self._outputs = list(outputs)
 
     def save(self, path: Path) -> None:

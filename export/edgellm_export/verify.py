@@ -145,8 +145,7 @@ def check(
     sources, floats, expected = _references(candidate, checkpoint, long, watch.steps)
     exact, float32 = _check_exact(candidate, ids, expected, watch.notice)
     fast, found = _check_native(candidate, ids, long)
-    quality = fidelity.measure(floats, found)
-    quality.check(candidate.recipe)
+    (quality := fidelity.measure(floats, found)).check(candidate.recipe)
     portable_error = _check_portable(candidate, fast, float32, ids)
     if candidate.drawn.plain != candidate.drawn.native:
         fast = _all_rows(_session(candidate.drawn.plain, candidate, candidate.plain_shape), ids)
