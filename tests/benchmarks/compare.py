@@ -32,6 +32,8 @@ from edgellm.device import detect
 from edgellm_export.recipe import recipe
 
 MISSED, BUSY = 1, 3
+# The 4-bit recipe that is made for speed.
+INT4 = "int4_block128"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Setup:
     genai_model: Path | None
     exact: Path | None
     int4: Path | None
+    plain: bool
     threads: int
     rounds: int
     json: Path | None
@@ -87,7 +90,8 @@ def arguments() -> Setup:
     parser.add_argument("--genai-python", type=Path, help="Python that has onnxruntime-genai")
     parser.add_argument("--genai-model", type=Path, help="its int4 export; default: make it")
     parser.add_argument("--exact", type=Path, help="bundle of the exact import; default: make it")
-    parser.add_argument("--int4", type=Path, help="bundle of the int4 recipe; default: make it")
+    parser.add_argument("--int4", type=Path, help="bundle of int4_block128; default: make it")
+    parser.add_argument("--plain", action="store_true", help="also both without --fast-prefill")
     parser.add_argument("--threads", type=int, default=detect.usable_cores())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write everything to this file")
@@ -119,9 +123,14 @@ def enter(setup: Setup) -> Iterator[Contender]:
     setup.work.mkdir(parents=True, exist_ok=True)
     load = Load(threads=setup.threads)
     exact, int4 = (
-        given or prepare.bundle(setup.gguf, recipe(name), setup.work / f"bundle-{name}")
-        for name, given in (("exact", setup.exact), ("int4", setup.int4))
+        given or prepare.bundle(setup.gguf, recipe(name), setup.work / f"bundle-{name}", True)
+        for name, given in (("exact", setup.exact), (INT4, setup.int4))
     )
+    if setup.plain:
+        for name, precision in ((verdicts.EXACT_PLAIN, "exact"), (verdicts.INT4_PLAIN, INT4)):
+            out = setup.work / f"bundle-{precision}-plain"
+            bundle = prepare.bundle(setup.gguf, recipe(precision), out)
+            yield contenders.edgellm(name, bundle, load)
     yield contenders.edgellm(verdicts.EXACT, exact, load)
     if setup.llama_bench is None:
         prepare.say("without llama-bench: give --llama-bench PATH")

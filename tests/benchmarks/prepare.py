@@ -20,12 +20,13 @@ from edgellm_export.pipeline import Job, export_bundle
 from edgellm_export.recipe import Recipe
 
 
-def bundle(gguf: Path, made_by: Recipe, out: Path) -> Path:
+def bundle(gguf: Path, made_by: Recipe, out: Path, fast_prefill: bool = False) -> Path:
     """`out`, now the folder of a new bundle."""
     say(f"making {out}")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    export_bundle(Job(gguf, made_by, Source(gguf.name), gguf.stem), out)
+    job = Job(gguf, made_by, Source(gguf.name), gguf.stem, fast_prefill=fast_prefill)
+    export_bundle(job, out)
     return out
 
 

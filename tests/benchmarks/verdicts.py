@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from contenders import Key
 
-EXACT, INT4 = "edgellm exact", "edgellm int4"
+EXACT, INT4 = "edgellm exact", "edgellm int4_block128"
+# The same without --fast-prefill.
+EXACT_PLAIN, INT4_PLAIN = f"{EXACT}, plain", f"{INT4}, plain"
 LLAMA_Q4_1, LLAMA_Q4_0 = "llama-bench Q4_1", "llama-bench Q4_0"
 LLAMA_Q4_0_Q8 = "llama-bench Q4_0, Q8_0 embedding"
 GENAI = "onnxruntime-genai int4"
