@@ -29,6 +29,8 @@ class Slot:
 class Matrix:
     """A stored weight of shape (out, inner), dense or in blocks (see weights.Blocks).
 
+    Of blocks whose last one is not full `values` holds all but the last, and `tail` the bytes of
+    that which count: (out, 1, bytes).
     `parts` are matrices of different formats whose outputs stand side by side; the fields between
     are then those of the first.
     `bias` (out,) is added to what it computes. `slots` cover its outputs in order, or are none.
@@ -42,6 +44,7 @@ class Matrix:
     zero_points: Stored | None = None
     minima: Stored | StoredSteps | None = None
     lowest: int = 0
+    tail: Stored | None = None
     bias: Stored | None = None
     parts: tuple[Matrix, ...] = ()
     slots: tuple[Slot, ...] = ()
@@ -136,7 +139,7 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     y = g.op(
         "MatMulNBits",
         x,
-        g.weight(w.values),
+        _codes(g, w),
         floats(g, w.scales, w.scales.shape, g.activations),
         g.weight(w.zero_points) if w.zero_points else None,
         K=inner,
@@ -155,6 +158,20 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     # and in its own layout that takes half the time.
     shift = g.to(_block_shift(g, w, (1, out, inner // w.block_size)), g.activations)
     return g.op("Add", y, g.op("FusedMatMul", sums, shift, transB=1))
+
+
+def _codes(g: Graph, w: Matrix) -> Value:
+    """The blocks as MatMulNBits reads them. A tail is filled with zeros, which cost nothing on disk
+    since they are folded at load.
+
+    Not one Pad and Reshape of all blocks: what a Reshape gives is folded into a copy of its own,
+    and loading would need once more the memory of all such matrices.
+    """
+    if not w.tail:
+        return g.weight(w.values)
+    missing = w.values.shape[2] - w.tail.shape[2]
+    last = g.op("Pad", g.weight(w.tail), _ints(g, 0, 0, 0, 0, 0, missing))
+    return g.op("Concat", g.weight(w.values), last, axis=1)
 
 
 def _low_rank(g: Graph, x: Value, w: Matrix) -> Value:

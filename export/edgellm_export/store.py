@@ -53,6 +53,7 @@ class WeightStore:
     `instead` has the treatment of single tensors for which the recipe's does not do.
     `statistics` has what calibration found for a matrix, by its name.
     `slots`: names of weights that a run-time adapter may change.
+    `tables` are the names of those whose rows are looked up, whose blocks have no tails.
     `told` hears the name of each matrix that has been written.
     """
 
@@ -64,6 +65,7 @@ class WeightStore:
     slots: Collection[str] = ()
     places: dict[str, Place] = field(default_factory=dict)
     matrices: dict[str, Matrix] = field(default_factory=dict)
+    tables: set[str] = field(default_factory=set)
     parameters: int = 0
     told: Callable[[str], None] = silent
 
@@ -76,6 +78,7 @@ class WeightStore:
 
     def outer(self, name: str, part: str) -> Matrix:
         """Embedding or lm_head: the recipe's `head` treatment."""
+        self.tables.add(name)
         return self._matrix(name, (part,), self.recipe.head)
 
     def exact(self, name: str, part: str) -> Matrix:
@@ -138,7 +141,8 @@ class WeightStore:
         treatment = treatments.pop()
         known = self.statistics(name) if self.statistics else None
         try:
-            matrix = store_matrix(self.data, name, treat(stack(weights), treatment, known))
+            made = treat(stack(weights), treatment, known, tails=name not in self.tables)
+            matrix = store_matrix(self.data, name, made)
         except Incompatible as error:
             raise Incompatible(f"tensor {parts[0]}.weight: {error}") from error
         if bias:
