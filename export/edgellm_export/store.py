@@ -141,7 +141,7 @@ class WeightStore:
         treatment = treatments.pop()
         known = self.statistics(name) if self.statistics else None
         try:
-            made = treat(stack(weights), treatment, known, tails=name not in self.tables)
+            made = treat(stack(weights), treatment, known, self._may_have_tails(name))
             matrix = store_matrix(self.data, name, made)
         except Incompatible as error:
             raise Incompatible(f"tensor {parts[0]}.weight: {error}") from error
@@ -155,6 +155,10 @@ class WeightStore:
         self.matrices[name] = matrix
         self._wrote(name, matrix)
         return matrix
+
+    def _may_have_tails(self, name: str) -> bool:
+        """Not where rows are looked up, and not for GPUs, on which no tail has been tried."""
+        return name not in self.tables and self.recipe.activations == "float32"
 
     def _wrote(self, name: str, matrix: Matrix) -> None:
         self.parameters += matrix.shape[0] * matrix.shape[1]

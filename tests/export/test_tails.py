@@ -256,15 +256,18 @@ def tailed(bits: int = 4) -> Recipe:
     return Recipe("tails", scheme, Integer(8, BLOCK, True), "_q4")
 
 
-def exported(folder: Path, chosen: Recipe, calibration: Calibration | None = None) -> Path:
+def exported(
+    folder: Path, chosen: Recipe, calibration: Calibration | None = None, ort: bool = False
+) -> Path:
     source = tiny.write_folder(folder / "source", SIZES)
     out = folder / "out"
     out.mkdir()
-    job = Job(source, chosen, Source("x"), "x", calibration=calibration, qnn=True)
+    job = Job(source, chosen, Source("x"), "x", calibration=calibration, qnn=True, ort=ort)
     report = export_bundle(job, out).self_check
     assert report["logits_error_float32"] < 1e-5
     assert report["portable_error"] < 1e-5
     assert report["qnn_error"] < 1e-4
+    assert report["weights_rms_error"] < 0.6
     return out
 
 
@@ -275,6 +278,19 @@ def test_a_bundle_passes_its_self_check_and_runs(tmp_path: Path, bits: int) -> N
     session = Session(out / "onnx" / "edgellm_q4.onnx", shape, LoadOptions(threads=1))
     rows = session.forward([5, 6, 7], [2], KVCache(shape, 4))
     assert np.isfinite(rows).all()
+
+
+def test_a_file_in_onnx_runtimes_own_format_computes_the_same(tmp_path: Path) -> None:
+    out = exported(tmp_path, tailed(), ort=True)
+    assert (out / "onnx" / "edgellm_q4.ort").is_file()
+
+
+def test_float16_graphs_have_no_tails(tmp_path: Path) -> None:
+    source = open_checkpoint(tiny.write_folder(tmp_path / "source", SIZES))
+    with DataFile(tmp_path / "data") as data:
+        store = WeightStore(source, replace(tailed(), activations="float16"), data)
+        matrix = store.linear("o", "model.layers.0.self_attn.o_proj")
+    assert (matrix.tail, matrix.block_size) == (None, 16)
 
 
 def test_a_calibrated_bundle_passes_its_self_check(tmp_path: Path) -> None:
