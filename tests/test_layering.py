@@ -47,6 +47,7 @@ EXPORT_MAY_IMPORT = (
 # needs activations, and text that the model writes itself; trimming has to know what a text is made
 # of; a KV cache is measured in use; what another format computes is compared with what users run.
 EXPORT_EXCEPTIONS = {
+    "edgellm_export.prefill": ("edgellm.runtime.options", "edgellm.runtime.session"),
     "edgellm_export.quantize.capture": ("edgellm.runtime.session",),
     "edgellm_export.quantize.kv": (
         "edgellm.runtime.cache",

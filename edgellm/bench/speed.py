@@ -28,7 +28,7 @@ from edgellm.device import detect, memory
 from edgellm.errors import ContextFull, UsageError
 from edgellm.runtime import local
 from edgellm.runtime.cache import KVCache
-from edgellm.runtime.decode import Forward, prefill
+from edgellm.runtime.decode import Float32, Forward, prefill
 from edgellm.runtime.opened import OpenedBundle, open_folder
 from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.session import Session
@@ -40,6 +40,7 @@ class Measured(Forward, Protocol):
     """What is measured of a session."""
 
     def new_cache(self, capacity_tokens: int, /) -> KVCache: ...
+    def filler(self, tokens: int, /) -> Forward | None: ...
 
 
 # Any number: it makes runs feed the same tokens.
@@ -160,7 +161,8 @@ def load(reference: str, plan: Plan, options: LoadOptions) -> Loaded:
             f"the longest test needs {plan.context_tokens} tokens and {bundle.manifest.name} "
             f"holds {limit}; choose smaller lengths or depths"
         )
-    memory.check(bundle.plan(plan.context_tokens))
+    fast = bundle.prefill_graph is not None
+    memory.check(bundle.plan(plan.context_tokens, fast_prefill=fast))
     session = local.open_session(bundle, replace(options, threads=threads))
     return Loaded(bundle, session, threads, (time.perf_counter() - started) * 1e3)
 
@@ -174,7 +176,7 @@ def first_token_ms(
     """
     ids = random_ids(shape, next((n for n in plan.prompt_tokens if n), 1))
     started = clock()
-    prefill(session, session.new_cache(len(ids)), ids).argmax()
+    _prefill(session, session.new_cache(len(ids)), ids).argmax()
     return (clock() - started) * 1e3
 
 
@@ -193,7 +195,7 @@ def _samples(
     before, ids = _split(random_ids(shape, case.depth + case.tokens), case.depth)
     step = _prefill if case.kind == "pp" else _decode
     if before:
-        prefill(session, cache, before)
+        _prefill(session, cache, before)
     step(session, cache, ids if case.kind == "pp" else ids[:1])
     for _ in range(repetitions):
         _roll_back(cache, before)
@@ -202,11 +204,11 @@ def _samples(
         yield case.tokens / (clock() - started)
 
 
-def _prefill(session: Forward, cache: KVCache, ids: Sequence[int]) -> None:
-    prefill(session, cache, ids)
+def _prefill(session: Measured, cache: KVCache, ids: Sequence[int]) -> Float32:
+    return prefill(session, cache, ids, session.filler(len(ids)))
 
 
-def _decode(session: Forward, cache: KVCache, ids: Sequence[int]) -> None:
+def _decode(session: Measured, cache: KVCache, ids: Sequence[int]) -> None:
     for token in ids:
         session.forward([token], [0], cache)
 

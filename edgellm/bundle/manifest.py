@@ -172,7 +172,9 @@ def _shape(raw: dict[str, Any]) -> Shape:
 
 def _sizes(raw: dict[str, Any]) -> dict[str, int]:
     names = {"codes", "blocks", "floats", "dense", "largest"}
-    if raw and (raw.keys() != names or any(type(v) is not int or v < 0 for v in raw.values())):
+    if raw and (
+        raw.keys() - {"prefill"} != names or any(type(v) is not int or v < 0 for v in raw.values())
+    ):
         raise Corrupt(f"weight_bytes must give {', '.join(sorted(names))} in bytes, got {raw!r}")
     return raw
 

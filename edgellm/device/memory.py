@@ -29,8 +29,8 @@ DENSE_COPIES = 1.1
 # While loading, the largest tensor is there twice: VmHWM minus VmRSS is its size, both shapes.
 LOAD_COPIES_OF_LARGEST = 1.0
 # Activations of a prefill chunk, float32 per token: 8 x intermediate + 29 x hidden, fitted on
-# 115 kB (135M) and 260 kB (0.5B) a token with chunks of 32 to 256 tokens. Attention adds nothing
-# that grows with depth (the same at 512 and 8,000 cached tokens).
+# 115 kB (135M) and 260 kB (0.5B) a token with chunks of 32 to 256 tokens. Attention adds what it
+# keeps of its scores.
 ACTIVATION_COPIES_INTERMEDIATE = 8
 ACTIVATION_COPIES_HIDDEN = 29
 # The output of the graph, the row that is sampled from, and its probabilities.
@@ -55,6 +55,7 @@ class WeightBytes:
     floats   scales, minima, norms and rotary tables, as float32
     dense    float32 matrices that are multiplied
     largest  the largest single tensor
+    prefill  int8 weights for long prompts, which are loaded when the first one comes
     """
 
     codes: int
@@ -62,12 +63,34 @@ class WeightBytes:
     floats: int
     dense: int
     largest: int
+    prefill: int = 0
 
     @property
     def resident(self) -> float:
         """Bytes that stay in memory after loading: packed copies and the floats beside them."""
         packed = self.codes + PACKED_BYTES_PER_BLOCK * self.blocks
-        return packed + self.floats + DENSE_COPIES * self.dense
+        dense = self.dense + self.prefill
+        return packed + self.floats + DENSE_COPIES * dense
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How a graph is run.
+
+    chunk_tokens  tokens of a prefill chunk
+    logit_rows    rows of logits at once: the chunk for graphs without row selection
+    caches        how often the KV cache is there
+    score_bytes   what attention keeps of a chunk for each position of the cache
+    """
+
+    chunk_tokens: int
+    logit_rows: int = 1
+    caches: int = 1
+    score_bytes: int = 0
+
+    def bytes_per_position(self, shape: Shape) -> int:
+        """What one position of the context takes."""
+        return self.caches * kv_bytes_per_token(shape) + self.score_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +138,17 @@ def kv_bytes_per_token(shape: Shape) -> int:
 
 
 def plan(
-    shape: Shape,
-    weights: WeightBytes,
-    context_tokens: int,
-    prefill_chunk_tokens: int,
-    budget_mb: float,
-    logit_rows: int = 1,
-    caches: int = 1,
+    shape: Shape, weights: WeightBytes, context_tokens: int, running: Running, budget_mb: float
 ) -> MemoryPlan:
-    """The plan for one session. `logit_rows` is the chunk for graphs without row selection,
-    `caches` how often the KV cache is there."""
-    if context_tokens < 1 or prefill_chunk_tokens < 1:
+    """The plan for one session."""
+    if context_tokens < 1 or running.chunk_tokens < 1:
         raise UsageError(f"context and chunk must be 1 or more, got {context_tokens} tokens")
-    chunk = min(prefill_chunk_tokens, context_tokens)
-    running = _activations(shape, chunk) + _logits(shape, min(logit_rows, chunk))
-    kv = caches * context_tokens * kv_bytes_per_token(shape)
+    chunk = min(running.chunk_tokens, context_tokens)
+    working = _activations(shape, chunk) + _logits(shape, min(running.logit_rows, chunk))
+    working += context_tokens * running.score_bytes
+    kv = running.caches * context_tokens * kv_bytes_per_token(shape)
     transient = LOAD_COPIES_OF_LARGEST * weights.largest
-    workspace_mb = _process_mb(shape) + (running + max(0.0, transient - kv - running)) / MB
+    workspace_mb = _process_mb(shape) + (working + max(0.0, transient - kv - working)) / MB
     weights_mb = weights.resident / MB
     return MemoryPlan(
         weights_mb=weights_mb,
@@ -140,32 +157,22 @@ def plan(
         total_mb=weights_mb + kv / MB + workspace_mb,
         available_mb=budget_mb,
         context_tokens=context_tokens,
-        largest_context_tokens=largest_context(
-            shape, weights, prefill_chunk_tokens, budget_mb, logit_rows, caches
-        ),
+        largest_context_tokens=largest_context(shape, weights, running, budget_mb),
     )
 
 
-def largest_context(
-    shape: Shape,
-    weights: WeightBytes,
-    prefill_chunk_tokens: int,
-    budget_mb: float,
-    logit_rows: int = 1,
-    caches: int = 1,
-) -> int:
+def largest_context(shape: Shape, weights: WeightBytes, running: Running, budget_mb: float) -> int:
     """The most tokens whose plan stays within the budget, at most the model's own; 0 for none."""
     rest = (budget_mb - _process_mb(shape)) * MB - weights.resident
     if rest < LOAD_COPIES_OF_LARGEST * weights.largest:
         return 0
-    chunk = prefill_chunk_tokens
-    running = _activations(shape, chunk) + _logits(shape, min(logit_rows, chunk))
-    kv = caches * kv_bytes_per_token(shape)
-    fits = int((rest - running) / kv)
+    chunk = running.chunk_tokens
+    rest -= _logits(shape, min(running.logit_rows, chunk))
+    per_token = running.bytes_per_position(shape)
+    fits = int((rest - _activations(shape, chunk)) / per_token)
     if fits < chunk:
         # A context shorter than the chunk needs activations for its own length only.
-        per_token = kv + _activations(shape, 1)
-        fits = int((rest - _logits(shape, min(logit_rows, chunk))) / per_token)
+        fits = int(rest / (per_token + _activations(shape, 1)))
     return max(0, min(fits, shape.context_length))
 
 

@@ -58,11 +58,13 @@ class ShrinkOptions:
 @dataclass(frozen=True, slots=True)
 class Forms:
     """What a bundle is made for: `kv` fp32, fp16 or int8, the type of its KV cache (None: that
-    of the activations); `ort`: also in ONNX Runtime's own format; `qnn`: also graphs for NPUs."""
+    of the activations); `ort`: also in ONNX Runtime's own format; `qnn`: also graphs for NPUs;
+    `fast_prefill`: also int8 weights for long prompts."""
 
     kv: str | None = None
     ort: bool = False
     qnn: bool = False
+    fast_prefill: bool = False
 
 
 class Converter(Protocol):

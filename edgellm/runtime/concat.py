@@ -21,9 +21,8 @@ from edgellm.errors import Incompatible
 from edgellm.runtime.adapter import Adapter
 from edgellm.runtime.cache import KVCache
 from edgellm.runtime.options import LoadOptions
-from edgellm.runtime.session import Float32, Session, cannot_run
+from edgellm.runtime.session import ROWS, Float32, Session, cannot_run
 
-ROWS = "logit_rows"
 # What a decoder may ask for beside its cache.
 KNOWN_INPUTS = ("input_ids", "attention_mask", "position_ids", ROWS)
 PAST, PRESENT = "past_key_values.", "present."
@@ -31,10 +30,17 @@ DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 def open_graph(
-    path: Path, graph: Graph, shape: Shape, options: LoadOptions, adapter: Adapter | None = None
+    path: Path,
+    graph: Graph,
+    shape: Shape,
+    options: LoadOptions,
+    adapter: Adapter | None = None,
+    prefill_graph: Path | None = None,
 ) -> Session:
     """The session for the cache that the graph has; errors as in Session."""
-    return (ConcatSession if graph.cache == CONCAT else Session)(path, shape, options, adapter)
+    if graph.cache == CONCAT:
+        return ConcatSession(path, shape, options, adapter)
+    return Session(path, shape, options, adapter, prefill_graph)
 
 
 class ConcatCache(KVCache):

@@ -33,8 +33,17 @@ class Choose(Protocol):
     def __call__(self, logits: Float32, context_ids: Sequence[int], /) -> int: ...
 
 
-def prefill(session: Forward, cache: KVCache, ids: Sequence[int]) -> Float32:
-    """Logits (V,) after the last of `ids`, all of which are in the cache then."""
+def prefill(
+    session: Forward, cache: KVCache, ids: Sequence[int], filler: Forward | None = None
+) -> Float32:
+    """Logits (V,) after the last of `ids`, all of which are in the cache then.
+
+    All but the last go through `filler` where there is one.
+    """
+    if filler is not None:
+        for start in range(0, len(ids) - 1, CHUNK_TOKENS):
+            filler.forward(ids[start : min(start + CHUNK_TOKENS, len(ids) - 1)], [], cache)
+        ids = ids[-1:]
     for start in range(0, len(ids), CHUNK_TOKENS):
         chunk = ids[start : start + CHUNK_TOKENS]
         rows = [len(chunk) - 1] if start + len(chunk) == len(ids) else []

@@ -85,7 +85,8 @@ def open_session(bundle: OpenedBundle, options: LoadOptions) -> Session:
     threads = options.threads or detect.usable_cores()
     adapter = None if options.lora is None else hub.read_adapter(options.lora)
     shape, options = bundle.manifest.shape, replace(options, threads=threads)
-    return open_graph(bundle.graph, bundle.native, shape, options, adapter)
+    path, graph = bundle.graph, bundle.native
+    return open_graph(path, graph, shape, options, adapter, bundle.prefill_graph)
 
 
 @dataclass(slots=True)
@@ -169,15 +170,17 @@ class LocalBackend:
         course = _Course(time.perf_counter())
         ids = self.bundle.encode(request, prefix)
         room, notices = self._room(len(ids), request.max_tokens)
-        plan = self._plan(len(ids) + room)
+        cached = self._cache.keep_common(ids)
+        plan = self._plan(len(ids) + room, session.fills_apart(len(ids) - cached))
         memory.check(plan)
         sampler = make_sampler(request.sampling or self.default_sampling)
-        cached = self._cache.keep_common(ids)
         self._cache.reserve(len(ids) + room)
         yield Start(self.name, len(ids), cached, (*self._notices, *notices))
         watched = Watcher(session, len(ids)) if request.observe and session.shows_hidden else None
         through = watched or session
-        logits = prefill(through, self._cache, ids[cached:])
+        # The graph for long prompts shows no hidden states.
+        filler = None if watched else session.filler(len(ids) - cached)
+        logits = prefill(through, self._cache, ids[cached:], filler)
         course.prefilled = time.perf_counter()
         eos = self.bundle.defaults.eos_token_ids
         describe = make_describe(request.logprobs, request.observe)
@@ -219,9 +222,9 @@ class LocalBackend:
             return room, (line,)
         return room, ()
 
-    def _plan(self, context_tokens: int) -> MemoryPlan:
+    def _plan(self, context_tokens: int, fast_prefill: bool) -> MemoryPlan:
         """The plan for a context, against what this process has already and what is left."""
-        plan = self.bundle.plan(context_tokens)
+        plan = self.bundle.plan(context_tokens, fast_prefill=fast_prefill)
         return replace(plan, available_mb=plan.available_mb + detect.rss_mb())
 
     def forget(self) -> None:

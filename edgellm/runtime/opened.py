@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgellm.bundle import generation, template, tokenizer
@@ -12,8 +12,9 @@ from edgellm.bundle.open import verify
 from edgellm.bundle.template import ChatTemplate
 from edgellm.bundle.tokenizer import Tokenizer
 from edgellm.device import detect, memory
-from edgellm.device.memory import MemoryPlan, WeightBytes
+from edgellm.device.memory import MemoryPlan, Running, WeightBytes
 from edgellm.errors import Incompatible, UsageError
+from edgellm.runtime.attention import score_bytes
 from edgellm.runtime.decode import CHUNK_TOKENS
 from edgellm.stream import Request
 
@@ -66,8 +67,11 @@ class OpenedBundle:
             )
         return ids
 
-    def plan(self, context_tokens: int, logit_rows: int = 1) -> MemoryPlan:
-        """What a context of that many tokens will take of this machine's memory."""
+    def plan(
+        self, context_tokens: int, logit_rows: int = 1, fast_prefill: bool = False
+    ) -> MemoryPlan:
+        """What a context of that many tokens will take of this machine's memory, with or without
+        the weights for long prompts."""
         sizes = self.manifest.weight_bytes
         data_bytes = sum(record.bytes for record in self.manifest.files.values())
         weights = (
@@ -75,15 +79,23 @@ class OpenedBundle:
             if sizes
             else memory.estimate_weights(data_bytes, self.manifest.shape)
         )
-        return memory.plan(
-            self.manifest.shape,
-            weights,
-            context_tokens,
+        if not fast_prefill:
+            weights = replace(weights, prefill=0)
+        concat = self.native.cache == CONCAT
+        running = Running(
             CHUNK_TOKENS,
-            detect.available_memory_mb(),
             logit_rows,
-            memory.CONCAT_CACHES if self.native.cache == CONCAT else 1,
+            memory.CONCAT_CACHES if concat else 1,
+            0 if concat else score_bytes(self.manifest.shape),
         )
+        budget_mb = detect.available_memory_mb()
+        return memory.plan(self.manifest.shape, weights, context_tokens, running, budget_mb)
+
+    @property
+    def prefill_graph(self) -> Path | None:
+        """The file of the graph for long prompts; None when it was exported without."""
+        graph = self.manifest.graphs.get("prefill")
+        return None if graph is None else self.folder / graph.path
 
 
 def open_folder(folder: Path) -> OpenedBundle:

@@ -20,6 +20,7 @@ from edgellm.bundle.manifest import Shape
 from edgellm.errors import Corrupt, EdgellmError, Incompatible, MissingExtra
 from edgellm.runtime import providers
 from edgellm.runtime.adapter import Adapter, fill
+from edgellm.runtime.attention import whole_scores
 from edgellm.runtime.cache import KVCache
 from edgellm.runtime.options import LoadOptions
 from edgellm.stream import Placement
@@ -28,7 +29,10 @@ Float32 = NDArray[np.float32]
 
 # ONNX Runtime reads one of these names in one release and the other in the next.
 TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
-HIDDEN = "hidden_states"
+HIDDEN, ROWS = "hidden_states", "logit_rows"
+# From here on a prompt goes through the graph for long ones. Loading that takes as long as it saves
+# on some 400 tokens (SmolLM2-135M, 2 cores), once.
+LONG_PROMPT_TOKENS = 256
 # Bindings kept for a cache: decoding, full prefill chunks and the last, shorter chunk.
 KEPT_BINDINGS = 3
 # Tokens at once when a cache is made again.
@@ -74,20 +78,30 @@ class Session:
     """A loaded graph. One caller at a time; `notice` says what differs from what was asked for."""
 
     def __init__(
-        self, graph: Path, shape: Shape, options: LoadOptions, adapter: Adapter | None = None
+        self,
+        graph: Path,
+        shape: Shape,
+        options: LoadOptions,
+        adapter: Adapter | None = None,
+        prefill_graph: Path | None = None,
     ) -> None:
+        self._options, self._prefill_graph = options, prefill_graph
+        self._filler: Session | None = None
         self._ort = load_onnxruntime()
         chosen = providers.choose(
             options.provider, options.require_provider, self._ort.get_available_providers()
         )
         self.shape = shape
         self.notice = chosen.notice
-        self._session = _open(self._ort, graph, chosen.provider, options.threads)
+        with whole_scores(shape):
+            self._session = _open(self._ort, graph, chosen.provider, options.threads)
         _check_cache_type(self._session, graph, shape)
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
         self._adapter = fill(inputs, adapter)
         # False: the bundle was exported before graphs had this output.
-        self.shows_hidden = any(out.name == HIDDEN for out in self._session.get_outputs())
+        outputs = {value.name for value in self._session.get_outputs()}
+        self.shows_hidden = HIDDEN in outputs
+        self._names = inputs.keys() | outputs
         self._bound: dict[tuple[int, int, int, int, bool], _Bound] = {}
 
     def placement(self) -> dict[str, Placement]:
@@ -97,6 +111,24 @@ class Session:
     def new_cache(self, capacity_tokens: int) -> KVCache:
         """An empty cache of the kind that this graph uses."""
         return KVCache(self.shape, capacity_tokens)
+
+    def fills_apart(self, tokens: int) -> bool:
+        """Whether a prompt of that many tokens has a graph of its own, or one is loaded already."""
+        long = self._prefill_graph is not None and tokens >= LONG_PROMPT_TOKENS
+        return long or self._filler is not None
+
+    def filler(self, tokens: int) -> Session | None:
+        """The session for all but the last of a prompt's `tokens`; None: this one.
+
+        The first prompt that is long enough loads it.
+        """
+        if self._prefill_graph is None or tokens < LONG_PROMPT_TOKENS:
+            return None
+        if self._filler is None:
+            self._filler = Session(self._prefill_graph, self.shape, self._options)
+            # Fewer than here: of the last layer it has only what leads to the cache.
+            self._filler._adapter = {name: self._adapter[name] for name in self._filler._adapter}
+        return self._filler
 
     def forward(self, ids: Sequence[int], rows: Sequence[int], cache: KVCache) -> Float32:
         """Logits (R, V) after the `rows` of the new `ids`, which join the cache.
@@ -183,7 +215,8 @@ class Session:
         bind("input_ids", ids)
         bind("last_position", last)
         bind("total_positions", total)
-        bind("logit_rows", chosen)
+        if ROWS in self._names:
+            bind(ROWS, chosen)
         offset = np.zeros((), np.int64)
         if self.shape.rope_switch is not None:
             bind("rope_offset", offset)
@@ -198,7 +231,8 @@ class Session:
             keep.extend((value, array))
             binding.bind_ortvalue_output(name, value)
 
-        bind_output("logits", logits)
+        if "logits" in self._names:
+            bind_output("logits", logits)
         # An output that is not bound is not fetched: it costs nothing then.
         states = np.zeros((1, new * hidden, self.shape.hidden_size), np.float32)
         if hidden:

@@ -47,9 +47,11 @@ class Model:
 class Drawn:
     """The graphs of a bundle over one data file, and those that only its self-check needs.
 
-    `exact` computes in float32; so does `cached`, with the bundle's kind of cache. `plain` is
-    `native` on a float32 cache. With a float32 cache `cached` is `exact` and `plain` is `native`;
-    float16 activations have no float32 cache, so that `plain` is `native` there too.
+    `exact` computes in float32; so do `cached`, with the bundle's kind of cache, and `standard`,
+    which is `portable` like that, None where `portable` computes as `native` does to the last bit.
+    `plain` is `native` on a float32 cache. With a float32 cache `cached` is `exact` and `plain` is
+    `native`; float16 activations have no float32 cache, so that `plain` is `native` there too.
+    `kind` is the bundle's cache.
     """
 
     native: Path
@@ -57,11 +59,14 @@ class Drawn:
     exact: Path
     cached: Path
     plain: Path
+    standard: Path | None = None
+    kind: KVType = FLOAT32_KV
 
     def forget(self) -> None:
         """Deletes what only the self-check needed."""
-        for path in {self.exact, self.cached, self.plain} - {self.native}:
-            path.unlink()
+        for path in {self.exact, self.cached, self.plain, self.standard} - {self.native}:
+            if path is not None:
+                path.unlink()
 
 
 def draw(model: Model, suffix: str, chosen: Recipe, kind: KVType) -> Drawn:
@@ -75,6 +80,8 @@ def draw(model: Model, suffix: str, chosen: Recipe, kind: KVType) -> Drawn:
         exact=folder / f"check{suffix}.onnx",
         cached=folder / f"{'cached' if other else 'check'}{suffix}.onnx",
         plain=folder / f"{'plain' if other and not half else 'edgellm'}{suffix}.onnx",
+        standard=folder / f"standard{suffix}.onnx",
+        kind=kind,
     )
     wanted: dict[Path, tuple[Callable[[Graph], io.Inputs], int, KVType, bool]] = {
         drawn.plain: (io.native, level, FLOAT32_KV, False),
@@ -82,6 +89,7 @@ def draw(model: Model, suffix: str, chosen: Recipe, kind: KVType) -> Drawn:
         drawn.portable: (io.portable, level, kind, half),
         drawn.cached: (io.native, EXACT, kind, False),
         drawn.exact: (io.native, EXACT, FLOAT32_KV, False),
+        folder / f"standard{suffix}.onnx": (io.portable, EXACT, kind, False),
     }
     for path, how in wanted.items():
         model.built(path, *how).save(path)

@@ -12,7 +12,7 @@ Weights stay in the data file (`data.DataFile`); a graph holds only where they l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +41,7 @@ CONTRIB = frozenset(
         "FusedMatMul",
         "GatherBlockQuantized",
         "GroupQueryAttention",
+        "MatMulIntegerToFloat",
         "MatMulNBits",
         "MoE",
         "QMoE",
@@ -64,6 +65,10 @@ class Graph:
         self.spell_embedding = False
         # True: matrices with slots take a run-time adapter (linear.linear).
         self.adapters = False
+        # True: queries and keys come scaled from the rotary tables (blocks.attention).
+        self.unit_scores = False
+        # True: products take the weights for long prompts, where a matrix has them (rotated).
+        self.many_rows = False
         # How blocks.attention stores keys and values.
         self.kv: KVType = FLOAT32_KV
         # FLOAT16: products and attention compute in it; norms and the residual stream never do,
@@ -80,6 +85,7 @@ class Graph:
         self._outputs: list[Value] = []
         self._nodes: list[ir.Node] = []
         self._initializers: dict[object, Value] = {}
+        self._made: dict[object, Value] = {}
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -134,6 +140,12 @@ class Graph:
         """FLOAT16 or FLOAT, whichever `value`, a float, is."""
         return FLOAT16 if value in self._half else FLOAT
 
+    def once(self, key: object, make: Callable[[], Value]) -> Value:
+        """What `make` returned when this key was asked for first: one node for all layers."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
     def omit(self, *values: Value) -> None:
         """Optional outputs that nobody wants: an unnamed one is not computed."""
         for value in values:
@@ -177,7 +189,7 @@ class Graph:
         return self._nodes
 
     def keep_only(self, outputs: Sequence[Value]) -> None:
-        """These become the outputs; nodes that none of them needs are dropped."""
+        """These become the outputs; nodes and inputs that none of them needs are dropped."""
         needed: set[Value] = set(outputs)
         kept = []
         for node in reversed(self._nodes):
@@ -185,6 +197,7 @@ class Graph:
                 needed.update(value for value in node.inputs if value is not None)
                 kept.append(node)
         self._nodes = kept[::-1]
+        self._inputs = [value for value in self._inputs if value in needed]
         self._outputs = list(outputs)
 
     def save(self, path: Path) -> None:

@@ -4,6 +4,7 @@ portable  input_ids, attention_mask, past_key_values.* → logits of every token
 native    input_ids, last_position, total_positions, logit_rows, past_key_values.* → logits of the
           chosen rows only, hidden_states of the probe layer, present.*; batch 1; rope_offset where
           long-rope has two tables
+prefill   as native, but for logits and hidden_states: only present.*
 static    for NPUs: hidden, mask*, rope*, past_key_values.* → logits, new.*; see `static`
 """
 
@@ -47,12 +48,18 @@ def portable(g: Graph) -> Inputs:
 
 def native(g: Graph) -> Inputs:
     """Positions and logit rows as plain inputs: nothing is computed from a mask."""
-    g.adapters = True
+    g.adapters = g.unit_scores = True
     ids = g.input("input_ids", INT64, (1, "sequence_length"))
     last = g.input("last_position", INT32, (1,))
     total = g.input("total_positions", INT32, ())
     rows = g.input("logit_rows", INT64, ("rows",))
     return Inputs(ids, Position(last, total), rows)
+
+
+def prefill(g: Graph) -> Inputs:
+    """As native, for the graph that fills the cache with a long prompt (prefill.draw)."""
+    g.many_rows = True
+    return native(g)
 
 
 def static(g: Graph, tokens: int, past: int, width: int) -> Inputs:

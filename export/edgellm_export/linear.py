@@ -12,9 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgellm.errors import Incompatible
-from edgellm_export import static
+from edgellm_export import rotated, static
 from edgellm_export.data import Stored, StoredSteps
 from edgellm_export.graph import FLOAT, Graph, Value
+from edgellm_export.rotated import Rotated
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Matrix:
     `parts` are matrices of different formats whose outputs stand side by side; the fields between
     are then those of the first.
     `bias` (out,) is added to what it computes. `slots` cover its outputs in order, or are none.
+    `rotated` is the same once more, for long prompts.
     """
 
     shape: tuple[int, int]
@@ -48,6 +50,7 @@ class Matrix:
     bias: Stored | None = None
     parts: tuple[Matrix, ...] = ()
     slots: tuple[Slot, ...] = ()
+    rotated: Rotated | None = None
 
 
 def embedding(g: Graph, ids: Value, table: Matrix) -> Value:
@@ -127,15 +130,13 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
         return g.op("Concat", *(linear(g, x, part) for part in w.parts), axis=-1)
     if w.slots and g.adapters:
         return g.op("Add", linear(g, x, replace(w, slots=())), _low_rank(g, x, w))
+    if w.rotated and g.many_rows:
+        return _add_bias(g, rotated.product(g, x, w.rotated), w)
     out, inner = w.shape
     if g.static and w.minima:
         raise Incompatible("NPUs have no product with block minima; use --precision int4 or int8")
     if not w.scales:
-        values = g.to(g.weight(w.values), g.activations)
-        if g.static:
-            return _add_bias(g, static.dense(g, x, values), w)
-        y = g.op("FusedMatMul", x, values, transB=1)
-        return _add_bias(g, y, w)
+        return _add_bias(g, _dense(g, x, w), w)
     y = g.op(
         "MatMulNBits",
         x,
@@ -172,6 +173,11 @@ def _codes(g: Graph, w: Matrix) -> Value:
     missing = w.values.shape[2] - w.tail.shape[2]
     last = g.op("Pad", g.weight(w.tail), _ints(g, 0, 0, 0, 0, 0, missing))
     return g.op("Concat", g.weight(w.values), last, axis=1)
+
+
+def _dense(g: Graph, x: Value, w: Matrix) -> Value:
+    values = g.to(g.weight(w.values), g.activations)
+    return static.dense(g, x, values) if g.static else g.op("FusedMatMul", x, values, transB=1)
 
 
 def _low_rank(g: Graph, x: Value, w: Matrix) -> Value:

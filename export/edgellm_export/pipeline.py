@@ -14,7 +14,7 @@ from typing import Any
 from edgellm.bundle.manifest import Graph as GraphFile
 from edgellm.bundle.manifest import Manifest, Shape, Source
 from edgellm.errors import StorageFailed, UsageError
-from edgellm_export import arch, changes, io, optimum, verify
+from edgellm_export import arch, changes, io, optimum, prefill, verify
 from edgellm_export.arch import Architecture
 from edgellm_export.checkpoint import Checkpoint
 from edgellm_export.configs import write_configs
@@ -39,8 +39,9 @@ class Job:
     of generation_config.json that the source may lack; `lora`: folder of an adapter, merged unless
     `lora_at_run_time` only makes room for it and its like; `shrink`: what to leave out; `kv`:
     what the KV cache keeps (kv.KV_DTYPES), None: the type of the activations; `ort`: also an .ort
-    file (targets.ort); `qnn`: also graphs for NPUs (targets.qnn); `tracer`: the Python that has
-    optimum, for architectures without a builder of ours."""
+    file (targets.ort); `qnn`: also graphs for NPUs (targets.qnn); `fast_prefill`: also weights and
+    a graph for long prompts (prefill); `tracer`: the Python that has optimum, for architectures
+    without a builder of ours."""
 
     source: Path
     recipe: Recipe | None
@@ -54,11 +55,15 @@ class Job:
     kv: str | None = None
     ort: bool = False
     qnn: bool = False
+    fast_prefill: bool = False
     tracer: Path = Path(sys.executable)
 
     def __post_init__(self) -> None:
         # What does not go together is refused before anything is calibrated.
-        kv_dtype(self.kv, self.recipe.activations if self.recipe else "float32")
+        activations = self.recipe.activations if self.recipe else "float32"
+        kv_dtype(self.kv, activations)
+        if self.fast_prefill and activations == "float16":
+            raise UsageError("--fast-prefill is for CPUs and float32 activations; leave it out")
         if self.lora_at_run_time and self.shrink.measured:
             raise UsageError(
                 "an adapter at run time fits whole layers; merge it, or leave out --drop-layers "
@@ -139,7 +144,8 @@ def _converted(
     watch.notice(f"converting {job.name} ({chosen.name})")
     with DataFile(folder / "weights") as data:
         statistics = found.statistics if found else None
-        store = WeightStore(checkpoint, chosen, data, instead, statistics, slots)
+        rotates = job.fast_prefill
+        store = WeightStore(checkpoint, chosen, data, instead, statistics, slots, rotates)
         weights = _stored(architecture, store, watch.steps)
     _check_names(job.recipe, store)
     changes.check_slots(slots, store.places)
@@ -209,21 +215,25 @@ def _cache(job: Job, model: Model, dtype: KVDtype, out: Path, notice: Notice) ->
 
 def _other_forms(
     job: Job, model: Model, drawn: Drawn, shape: Shape, notice: Notice
-) -> tuple[dict[str, Path], dict[str, float]]:
+) -> tuple[dict[str, Path], dict[str, Any]]:
     """All graphs by name, with those that the job wants beside two, and what their check found.
 
     An .ort file is none of them: edgellm never loads it.
     """
     graphs = {"native": drawn.native, "portable": drawn.portable}
+    facts: dict[str, Any] = {}
     if job.ort:
         notice("writing it in ONNX Runtime's own format")
         ort.write(drawn.native, shape)
+    if job.fast_prefill:
+        graphs["prefill"] = prefill.draw(model, drawn)
+        facts |= prefill.cost(graphs["prefill"], drawn.native, shape, model.data.parents[1])
     if not job.qnn:
-        return graphs, {}
+        return graphs, facts
     notice("drawing and checking graphs of fixed shapes")
     paths = qnn.draw(model, drawn.native.stem.removeprefix("edgellm"))
     error = qnn.check(paths, drawn.exact, shape)
-    return graphs | paths, {"qnn_error": float(f"{error:.4g}")}
+    return graphs | paths, facts | {"qnn_error": float(f"{error:.4g}")}
 
 
 def _recipe_record(job: Job, chosen: Recipe, found: Calibrated | None) -> dict[str, Any]:
@@ -236,6 +246,8 @@ def _recipe_record(job: Job, chosen: Recipe, found: Calibrated | None) -> dict[s
         record["calibration"] = dict(found.record)
     if job.kv not in (None, "fp32"):
         record["kv_cache"] = KV_WORDS[job.kv]
+    if job.fast_prefill:
+        record["prefill"] = prefill.WORDS
     return record
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from edgellm.bundle.manifest import MANIFEST_NAME, FileRecord, Graph, Manifest, Shape, Source
 from edgellm.version import version
 from edgellm_export.data import Stored
+from edgellm_export.linear import Matrix
 from edgellm_export.store import Place, WeightStore
 
 
@@ -78,4 +79,11 @@ def weight_bytes(places: Mapping[str, Place]) -> dict[str, int]:
         sizes["blocks"] += blocks
         # Scales and the shifts made of minima are float32 once their casts are folded.
         sizes["floats"] += 4 * blocks * (2 if stored.minima else 1)
-    return sizes
+    rotated = sum(m.rotated.nbytes for m in _matrices(places) if m.rotated)
+    return sizes | ({"prefill": rotated} if rotated else {})
+
+
+def _matrices(places: Mapping[str, Place]) -> list[Matrix]:
+    """Each stored matrix once."""
+    found = {id(place.stored): place.stored for place in places.values()}
+    return [stored for stored in found.values() if isinstance(stored, Matrix)]

@@ -16,6 +16,7 @@ from edgellm_export.matrices import store_matrix
 from edgellm_export.progress import silent
 from edgellm_export.quantize import treat
 from edgellm_export.recipe import Keep, Recipe, Treatment
+from edgellm_export.rotated import store_rotated
 from edgellm_export.weights import (
     Dense,
     Float32,
@@ -54,6 +55,7 @@ class WeightStore:
     `statistics` has what calibration found for a matrix, by its name.
     `slots`: names of weights that a run-time adapter may change.
     `tables` are the names of those whose rows are looked up, whose blocks have no tails.
+    `rotates`: layers are also written for long prompts (rotated).
     `told` hears the name of each matrix that has been written.
     """
 
@@ -63,6 +65,7 @@ class WeightStore:
     instead: Mapping[str, Treatment] = field(default_factory=dict)
     statistics: Callable[[str], Float32 | None] | None = None
     slots: Collection[str] = ()
+    rotates: bool = False
     places: dict[str, Place] = field(default_factory=dict)
     matrices: dict[str, Matrix] = field(default_factory=dict)
     tables: set[str] = field(default_factory=set)
@@ -74,7 +77,7 @@ class WeightStore:
 
         Formats that differ stay apart inside it: as one they would have to become float32.
         """
-        return self._matrix(name, parts, self.recipe.linear, bias)
+        return self._matrix(name, parts, self.recipe.linear, bias, self.rotates)
 
     def outer(self, name: str, part: str) -> Matrix:
         """Embedding or lm_head: the recipe's `head` treatment."""
@@ -126,7 +129,12 @@ class WeightStore:
             )
 
     def _matrix(
-        self, name: str, parts: tuple[str, ...], treatment: Treatment, bias: bool = False
+        self,
+        name: str,
+        parts: tuple[str, ...],
+        treatment: Treatment,
+        bias: bool = False,
+        rotates: bool = False,
     ) -> Matrix:
         treatment = self.recipe.matrices.get(name, treatment)
         weights = [self.checkpoint.weight(f"{part}.weight") for part in parts]
@@ -137,14 +145,18 @@ class WeightStore:
             for part, one in apart.items()
         }
         if len(treatments) > 1 or (treatments == {Keep()} and not _joinable(weights)):
-            return joined([self._matrix(one, (p,), treatment, bias) for p, one in apart.items()])
+            return joined(
+                [self._matrix(one, (p,), treatment, bias, rotates) for p, one in apart.items()]
+            )
         treatment = treatments.pop()
         known = self.statistics(name) if self.statistics else None
         try:
-            made = treat(stack(weights), treatment, known, self._may_have_tails(name))
-            matrix = store_matrix(self.data, name, made)
+            treated = treat(stack(weights), treatment, known, self._may_have_tails(name))
+            matrix = store_matrix(self.data, name, treated)
         except Incompatible as error:
             raise Incompatible(f"tensor {parts[0]}.weight: {error}") from error
+        if rotates:
+            matrix = replace(matrix, rotated=store_rotated(self.data, name, treated))
         if bias:
             matrix = replace(matrix, bias=self._biases(f"{name}.bias", parts))
         names = [f"{part}.weight" for part in parts]

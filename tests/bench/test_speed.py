@@ -63,6 +63,9 @@ class Timed:
     def new_cache(self, capacity_tokens: int) -> KVCache:
         return KVCache(SHAPE, capacity_tokens)
 
+    def filler(self, tokens: int) -> None:
+        return None
+
     def forward(
         self, ids: Sequence[int], rows: Sequence[int], cache: KVCache
     ) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ import pytest
 
 from edgellm.bundle.manifest import Shape
 from edgellm.device import memory
+from edgellm.device.memory import Running
 from edgellm.errors import Incompatible, MemoryShort, UsageError
 
 SMOLLM2 = Shape(
@@ -62,7 +63,7 @@ def tokenizer_mb(shape: Shape) -> float:
 def test_the_plan_is_within_15_percent_of_what_was_measured(
     shape: Shape, weights: memory.WeightBytes, context: int, chunk: int, measured_mb: float
 ) -> None:
-    found = memory.plan(shape, weights, context, chunk, budget_mb=10_000)
+    found = memory.plan(shape, weights, context, Running(chunk), budget_mb=10_000)
     assert found.total_mb - tokenizer_mb(shape) == pytest.approx(measured_mb, rel=0.15)
 
 
@@ -78,7 +79,7 @@ def test_an_unknown_cache_type_is_incompatible() -> None:
 
 
 def test_the_parts_add_up() -> None:
-    found = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 1024, 256, budget_mb=10_000)
+    found = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 1024, Running(256), budget_mb=10_000)
     parts = found.weights_mb + found.kv_mb + found.workspace_mb
     assert found.total_mb == pytest.approx(parts)
     assert found.kv_mb == pytest.approx(1024 * 46_080 / 1e6)
@@ -92,16 +93,16 @@ def test_the_largest_context_fits_and_the_next_does_not(
     shape: Shape, chunk: int, budget_mb: float
 ) -> None:
     weights = SMOLLM2_WEIGHTS if shape is SMOLLM2 else HALF_BILLION_WEIGHTS
-    largest = memory.largest_context(shape, weights, chunk, budget_mb)
+    largest = memory.largest_context(shape, weights, Running(chunk), budget_mb)
     assert 0 <= largest <= shape.context_length
     if largest:
-        assert memory.plan(shape, weights, largest, chunk, budget_mb).fits
+        assert memory.plan(shape, weights, largest, Running(chunk), budget_mb).fits
     if largest < shape.context_length:
-        assert not memory.plan(shape, weights, largest + 1, chunk, budget_mb).fits
+        assert not memory.plan(shape, weights, largest + 1, Running(chunk), budget_mb).fits
 
 
 def test_a_context_that_does_not_fit_is_refused_with_the_one_that_does() -> None:
-    found = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 8192, 256, budget_mb=400)
+    found = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 8192, Running(256), budget_mb=400)
     largest = found.largest_context_tokens
     assert 0 < largest < 8192
     with pytest.raises(MemoryShort) as caught:
@@ -114,21 +115,35 @@ def test_a_context_that_does_not_fit_is_refused_with_the_one_that_does() -> None
 
 
 def test_a_model_that_cannot_load_is_refused_without_a_context() -> None:
-    found = memory.plan(HALF_BILLION, HALF_BILLION_WEIGHTS, 128, 64, budget_mb=300)
+    found = memory.plan(HALF_BILLION, HALF_BILLION_WEIGHTS, 128, Running(64), budget_mb=300)
     with pytest.raises(MemoryShort, match="no context fits: take a smaller model"):
         memory.check(found)
 
 
 def test_logits_of_every_row_cost_memory() -> None:
-    one = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 1024, 256, 10_000)
-    all_rows = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 1024, 256, 10_000, logit_rows=256)
+    one = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 1024, Running(256), 10_000)
+    all_rows = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 1024, Running(256, logit_rows=256), 10_000)
     assert all_rows.workspace_mb - one.workspace_mb > 255 * 49_152 * 4 / 1e6
+
+
+def test_scores_that_are_kept_grow_with_the_context() -> None:
+    none, kept = Running(128), Running(128, score_bytes=4 * 9 * 128)
+    plans = [memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 8000, how, 10_000) for how in (none, kept)]
+    assert plans[1].workspace_mb - plans[0].workspace_mb == pytest.approx(8000 * 4608 / 1e6)
+    assert plans[1].kv_mb == plans[0].kv_mb
+    largest = memory.largest_context(SMOLLM2, SMOLLM2_WEIGHTS, kept, plans[0].total_mb)
+    assert largest == int(8000 * 46_080 / (46_080 + 4608))
+
+
+def test_weights_for_long_prompts_are_dense() -> None:
+    more = dataclasses.replace(SMOLLM2_WEIGHTS, prefill=1000)
+    assert more.resident - SMOLLM2_WEIGHTS.resident == pytest.approx(1100)
 
 
 @pytest.mark.parametrize(("context", "chunk"), [(0, 256), (1024, 0)])
 def test_nothing_is_no_plan(context: int, chunk: int) -> None:
     with pytest.raises(UsageError, match="must be 1 or more"):
-        memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, context, chunk, 1000)
+        memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, context, Running(chunk), 1000)
 
 
 def test_the_mlp_width_follows_from_the_parameter_count() -> None:
@@ -144,13 +159,13 @@ def test_a_file_of_known_size_is_estimated(file_mb: float, resident_mb: float) -
 
 
 def test_a_cache_that_grows_by_concatenation_is_there_several_times() -> None:
-    one = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 8000, 128, 1e6)
-    four = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 8000, 128, 1e6, caches=4)
+    one = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 8000, Running(128), 1e6)
+    four = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 8000, Running(128, caches=4), 1e6)
     assert four.kv_mb == pytest.approx(4 * one.kv_mb)
     assert four.total_mb - one.total_mb == pytest.approx(3 * one.kv_mb)
-    tight = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 8000, 128, one.total_mb, caches=4)
+    tight = memory.plan(SMOLLM2, SMOLLM2_WEIGHTS, 8000, Running(128, caches=4), one.total_mb)
     exact = memory.plan(
-        SMOLLM2, SMOLLM2_WEIGHTS, tight.largest_context_tokens, 128, one.total_mb, caches=4
+        SMOLLM2, SMOLLM2_WEIGHTS, tight.largest_context_tokens, Running(128, caches=4), one.total_mb
     )
     assert 0 < tight.largest_context_tokens < 2001
     assert exact.fits
@@ -166,5 +181,5 @@ def test_the_plan_for_a_growing_cache_is_within_15_percent_too(
     weights = memory.WeightBytes(
         codes=123_532_032, blocks=3_860_376, floats=21_760_608, dense=0, largest=38_597_376
     )
-    found = memory.plan(shape, weights, context, 128, 10_000, caches=memory.CONCAT_CACHES)
+    found = memory.plan(shape, weights, context, Running(128, caches=memory.CONCAT_CACHES), 10_000)
     assert found.total_mb - tokenizer_mb(shape) == pytest.approx(measured_mb, rel=0.15)

@@ -257,12 +257,14 @@ def tailed(bits: int = 4) -> Recipe:
 
 
 def exported(
-    folder: Path, chosen: Recipe, calibration: Calibration | None = None, ort: bool = False
+    folder: Path, chosen: Recipe, calibration: Calibration | None = None, more: bool = False
 ) -> Path:
+    """A bundle with graphs for NPUs, and with `more` all other forms too."""
     source = tiny.write_folder(folder / "source", SIZES)
     out = folder / "out"
     out.mkdir()
-    job = Job(source, chosen, Source("x"), "x", calibration=calibration, qnn=True, ort=ort)
+    forms = {"qnn": True, "ort": more, "fast_prefill": more}
+    job = Job(source, chosen, Source("x"), "x", calibration=calibration, **forms)
     report = export_bundle(job, out).self_check
     assert report["logits_error_float32"] < 1e-5
     assert report["portable_error"] < 1e-5
@@ -280,9 +282,10 @@ def test_a_bundle_passes_its_self_check_and_runs(tmp_path: Path, bits: int) -> N
     assert np.isfinite(rows).all()
 
 
-def test_a_file_in_onnx_runtimes_own_format_computes_the_same(tmp_path: Path) -> None:
-    out = exported(tmp_path, tailed(), ort=True)
+def test_every_other_form_of_a_bundle_computes_the_same(tmp_path: Path) -> None:
+    out = exported(tmp_path, tailed(), more=True)
     assert (out / "onnx" / "edgellm_q4.ort").is_file()
+    assert (out / "onnx" / "prefill_q4.onnx").is_file()
 
 
 def test_float16_graphs_have_no_tails(tmp_path: Path) -> None:

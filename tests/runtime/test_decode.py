@@ -73,6 +73,16 @@ def test_a_prompt_is_fed_in_chunks_and_only_its_last_row_is_computed(
     assert last[1] == [len(last[0]) - 1]
 
 
+@pytest.mark.parametrize("length", [1, 2, CHUNK_TOKENS + 1, CHUNK_TOKENS + 2, 300])
+def test_all_but_the_last_token_goes_through_the_filler(cache: KVCache, length: int) -> None:
+    session, filler, ids = Script(7), Script(), [i % VOCAB for i in range(length)]
+    assert prefill(session, cache, ids, filler).argmax() == 7
+    assert session.calls == [(ids[-1:], [0])]
+    assert [token for chunk, _ in filler.calls for token in chunk] == ids[:-1]
+    assert all(0 < len(chunk) <= CHUNK_TOKENS and not rows for chunk, rows in filler.calls)
+    assert cache.tokens == ids
+
+
 def test_an_end_token_ends_the_answer_and_is_not_part_of_it(cache: KVCache) -> None:
     session = Script(11, 12, 2)
     found, reason = run(decode(session, cache, one_hot(10), greedy, frozenset({2, 3}), 100))

@@ -100,10 +100,10 @@ def _recipe(job: Job) -> Recipe:
     if job.calibration is not None or job.lora is not None:
         what = "calibrated" if job.lora is None else "merged with an adapter"
         raise UsageError(f"a model without a builder here cannot be {what}; leave that out")
-    if chosen.activations != "float32" or job.kv or job.ort or job.qnn:
+    if chosen.activations != "float32" or job.kv or job.ort or job.qnn or job.fast_prefill:
         raise UsageError(
             "a model without a builder here is made for CPUs, with a float32 KV cache; leave out "
-            "--kv, --ort and --qnn, and use int4, int8, fp16 or fp32"
+            "--kv, --ort, --qnn and --fast-prefill, and use int4, int8, fp16 or fp32"
         )
     if job.shrink != Shrink():
         raise UsageError(
