@@ -7,11 +7,12 @@ import numpy as np
 from edgellm.errors import Incompatible
 from edgellm_export.data import DataFile, Stored, StoredSteps
 from edgellm_export.linear import Matrix
-from edgellm_export.weights import FLOAT16_MAX, Dense, Float32, Scales, Steps, Weight, pack
+from edgellm_export.weights import FLOAT16_MAX, Dense, Float32, Scales, Steps, Weight, pack, padded
 
 
 def store_matrix(data: DataFile, name: str, weight: Weight) -> Matrix:
-    """`weight`, written. Blocks keep their bytes; scales and minima keep their precision."""
+    """`weight`, written. Blocks keep their bytes, but for those that mean nothing behind the end of
+    a row; scales and minima keep their precision."""
     if isinstance(weight, Dense):
         out, inner = weight.shape
         values = weight.numpy()
@@ -19,15 +20,18 @@ def store_matrix(data: DataFile, name: str, weight: Weight) -> Matrix:
             values = _float16(values)
         return Matrix((out, inner), data.append(name, values))
     zeros, minima = weight.zero_points, weight.minima
+    full, rest = divmod(weight.shape[1], weight.block_size)
+    whole, last = np.split(weight.packed, [full], axis=1)
     return Matrix(
         weight.shape,
-        data.append(f"{name}.blocks", weight.packed),
+        data.append(f"{name}.blocks", whole),
         weight.bits,
         weight.block_size,
         _store_scales(data, f"{name}.scales", weight.scales),
         None if zeros is None else data.append(f"{name}.zeros", _pack_rows(zeros, weight.bits)),
         None if minima is None else _store_scales(data, f"{name}.minima", minima),
         weight.lowest,
+        data.append(f"{name}.tail", last[..., : rest * weight.bits // 8]) if rest else None,
     )
 
 
@@ -49,5 +53,5 @@ def _float16(values: Float32) -> np.ndarray:
 
 def _pack_rows(zero_points: np.ndarray, bits: int) -> np.ndarray:
     """(N, blocks) to (N, ceil(blocks * bits / 8)), low bits first."""
-    padded = np.pad(zero_points, ((0, 0), (0, -zero_points.shape[1] % (8 // bits))))
-    return pack(padded, bits, padded.shape[1])[:, 0]
+    filled = padded(zero_points, 8 // bits)
+    return pack(filled, bits, filled.shape[1])[:, 0]

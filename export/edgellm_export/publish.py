@@ -67,12 +67,15 @@ def weight_bytes(places: Mapping[str, Place]) -> dict[str, int]:
         if isinstance(stored, Stored):
             sizes["floats"] += stored.nbytes
             continue
-        sizes["largest"] = max(sizes["largest"], stored.values.nbytes)
         if stored.scales is None:
+            sizes["largest"] = max(sizes["largest"], stored.values.nbytes)
             sizes["dense"] += 4 * stored.shape[0] * stored.shape[1]
             continue
         blocks = stored.scales.shape[0] * stored.scales.shape[1]
-        sizes["codes"] += stored.values.nbytes
+        # With the zeros that a last block which is not full gets at load.
+        codes = blocks * stored.block_size * stored.bits // 8
+        sizes["largest"] = max(sizes["largest"], codes)
+        sizes["codes"] += codes
         sizes["blocks"] += blocks
         # Scales and the shifts made of minima are float32 once their casts are folded.
         sizes["floats"] += 4 * blocks * (2 if stored.minima else 1)

@@ -45,8 +45,9 @@ SMALLEST_2_BIT_BLOCK = 32
 class Integer:
     """`bits` in blocks of `block_size` along the inputs, on a searched grid.
 
-    A matrix whose width is no multiple of that gets the next smaller size that fits. asymmetric:
-    each block has an integer zero point; minima: a float16 minimum instead, finer and slower.
+    A matrix whose width does not suit that gets the next smaller size that does (quantize.suits).
+    asymmetric: each block has an integer zero point; minima: a float16 minimum instead, finer and
+    slower.
     method "rtn" rounds to nearest; "gptq" needs calibration statistics (quantize.gptq).
     """
 

@@ -54,6 +54,7 @@ class WeightStore:
     `instead` has the treatment of single tensors for which the recipe's does not do.
     `statistics` has what calibration found for a matrix, by its name.
     `slots`: names of weights that a run-time adapter may change.
+    `tables` are the names of those whose rows are looked up, whose blocks have no tails.
     `rotates`: layers are also written for long prompts (rotated).
     `told` hears the name of each matrix that has been written.
     """
@@ -67,6 +68,7 @@ class WeightStore:
     rotates: bool = False
     places: dict[str, Place] = field(default_factory=dict)
     matrices: dict[str, Matrix] = field(default_factory=dict)
+    tables: set[str] = field(default_factory=set)
     parameters: int = 0
     told: Callable[[str], None] = silent
 
@@ -79,6 +81,7 @@ class WeightStore:
 
     def outer(self, name: str, part: str) -> Matrix:
         """Embedding or lm_head: the recipe's `head` treatment."""
+        self.tables.add(name)
         return self._matrix(name, (part,), self.recipe.head)
 
     def exact(self, name: str, part: str) -> Matrix:
@@ -148,7 +151,7 @@ class WeightStore:
         treatment = treatments.pop()
         known = self.statistics(name) if self.statistics else None
         try:
-            treated = treat(stack(weights), treatment, known)
+            treated = treat(stack(weights), treatment, known, self._may_have_tails(name))
             matrix = store_matrix(self.data, name, treated)
         except Incompatible as error:
             raise Incompatible(f"tensor {parts[0]}.weight: {error}") from error
@@ -164,6 +167,10 @@ class WeightStore:
         self.matrices[name] = matrix
         self._wrote(name, matrix)
         return matrix
+
+    def _may_have_tails(self, name: str) -> bool:
+        """Not where rows are looked up, and not for GPUs, on which no tail has been tried."""
+        return name not in self.tables and self.recipe.activations == "float32"
 
     def _wrote(self, name: str, matrix: Matrix) -> None:
         self.parameters += matrix.shape[0] * matrix.shape[1]

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm_export.data import DataFile, Stored, StoredSteps
+from edgellm_export.linear import Matrix
 from edgellm_export.store import Place
-from edgellm_export.weights import Blocks, Dense, Float32, Scales, Steps, Weight, to_float32, unpack
+from edgellm_export.weights import (
+    Blocks,
+    Dense,
+    Float32,
+    Scales,
+    Steps,
+    Weight,
+    padded,
+    to_float32,
+    unpack,
+)
 
 
 class StoredWeights:
@@ -40,12 +52,20 @@ class StoredWeights:
         return Blocks(
             m.bits,
             m.block_size,
-            self._read(m.values)[rows],
+            self._packed(m)[rows],
             self._scales(m.scales)[rows],
             zeros,
             None if m.minima is None else self._scales(m.minima)[rows],
             m.lowest,
+            m.shape[1] if m.tail else 0,
         )
+
+    def _packed(self, m: Matrix) -> NDArray[np.uint8]:
+        """All blocks, a tail filled with zeros."""
+        if m.tail is None:
+            return self._read(m.values)
+        last = padded(self._read(m.tail), m.values.shape[2])
+        return np.concatenate([self._read(m.values), last], axis=1)
 
     def _scales(self, stored: Stored | StoredSteps) -> Scales:
         if isinstance(stored, StoredSteps):

@@ -72,13 +72,15 @@ Scales = NDArray[np.floating] | Steps
 class Blocks:
     """Integers in blocks along K, in the byte order of ONNX Runtime's MatMulNBits.
 
-    packed  uint8 (N, K / block_size, block_size * bits / 8), low bits first, consecutive k
-    scales  float16, float32 or Steps (N, K / block_size)
-    zero_points  None: the middle, 2^(bits-1); else uint8 (N, K / block_size), not packed
-    minima  None, or (N, K / block_size): the block is scale * (code - lowest) + minimum (GGUF
-            Q4_1). Never together with zero_points.
+    packed  uint8 (N, G, block_size * bits / 8), low bits first, consecutive k; G blocks of a row
+    scales  float16, float32 or Steps (N, G)
+    zero_points  None: the middle, 2^(bits-1); else uint8 (N, G), not packed
+    minima  None, or (N, G): the block is scale * (code - lowest) + minimum (GGUF Q4_1). Never
+            together with zero_points.
     lowest  the code that stands for 0 in blocks with minima. 5 bits lie in the middle of 8, as 112
             to 143: kernels see them centred, and the minimum stays as the checkpoint has it.
+    width   K where the last block of a row is not full, else 0. What its codes are beyond K means
+            nothing: no input is multiplied by them.
 
     Source: com.microsoft.MatMulNBits in ONNX Runtime's ContribOperators.md.
     """
@@ -90,15 +92,17 @@ class Blocks:
     zero_points: NDArray[np.uint8] | None = None
     minima: Scales | None = None
     lowest: int = 0
+    width: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K)"""
-        return self.packed.shape[0], self.packed.shape[1] * self.block_size
+        return self.packed.shape[0], self.width or self.packed.shape[1] * self.block_size
 
     def codes(self) -> NDArray[np.uint8]:
         """The unsigned integers, one a byte: (N, K)."""
-        return unpack(self.packed, self.bits).reshape(self.shape)
+        n, k = self.shape
+        return unpack(self.packed, self.bits).reshape(n, -1)[:, :k]
 
     def dequantize(self) -> Float32:
         """The float32 values these blocks stand for: (N, K)."""
@@ -106,10 +110,10 @@ class Blocks:
         values = np.empty((n, self.packed.shape[1], self.block_size), np.float32)
         for part in pieces(n, k):
             self.rows(part)._dequantize(values[part])
-        return values.reshape(n, k)
+        return np.ascontiguousarray(values.reshape(n, -1)[:, :k])
 
     def _dequantize(self, out: Float32) -> None:
-        """Into `out` (N, K / block_size, block_size), without temporaries of its size."""
+        """Into `out` (N, G, block_size), without temporaries of its size."""
         out[...] = unpack(self.packed, self.bits)
         if self.minima is not None:
             out -= np.float32(self.lowest)
@@ -131,6 +135,7 @@ class Blocks:
             None if self.zero_points is None else self.zero_points[index],
             None if self.minima is None else self.minima[index],
             self.lowest,
+            self.width,
         )
 
 
@@ -149,14 +154,22 @@ def pieces(rows: int, width: int) -> Iterator[slice]:
 
 
 def pack(codes: NDArray[np.uint8], bits: int, block_size: int) -> NDArray[np.uint8]:
-    """(N, K) integers to (N, K / block_size, block_size * bits / 8) bytes, low bits first."""
+    """(N, K) integers to (N, G, block_size * bits / 8) bytes, low bits first; zeros fill the last
+    block."""
     n = codes.shape[0]
+    codes = padded(codes, block_size)
     per_byte = 8 // bits
     grouped = codes.reshape(n, -1, block_size // per_byte, per_byte)
     packed = np.zeros(grouped.shape[:-1], np.uint8)
     for i in range(per_byte):
         packed |= grouped[..., i] << np.uint8(i * bits)
     return packed
+
+
+def padded(array: NDArray[G], block_size: int) -> NDArray[G]:
+    """`array` with zeros after its last axis, up to a multiple of `block_size`."""
+    missing = -array.shape[-1] % block_size
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)]) if missing else array
 
 
 def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
@@ -204,6 +217,7 @@ def concatenate(blocks: Sequence[Blocks]) -> Blocks:
         if first.minima is None
         else _joined([b.minima for b in blocks if b.minima is not None]),
         first.lowest,
+        first.width,
     )
 
 
@@ -216,7 +230,8 @@ def _format(w: Weight) -> tuple[object, ...]:
     if isinstance(w, Dense):
         return (w.dtype,)
     minima = None if w.minima is None else _kept_as(w.minima)
-    return w.bits, w.block_size, _kept_as(w.scales), w.zero_points is None, minima, w.lowest
+    kinds = _kept_as(w.scales), w.zero_points is None, minima
+    return w.bits, w.block_size, w.width, *kinds, w.lowest
 
 
 def _kept_as(scales: Scales) -> object:

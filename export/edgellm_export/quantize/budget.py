@@ -11,7 +11,7 @@ lower convex hull in falling order of slope, which is the Lagrangian optimum up 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from edgellm.errors import Incompatible, UsageError
 from edgellm_export.data import ALIGNMENT_BYTES
-from edgellm_export.quantize import gptq
+from edgellm_export.quantize import gptq, suits
 from edgellm_export.quantize.grids import rounded, search
 from edgellm_export.quantize.sensitivity import trial_error
 from edgellm_export.recipe import Integer, Keep, Treatment
@@ -55,7 +55,7 @@ class Choice:
 def choices(
     weight: Float32, hessian: Float32 | None, schemes: Iterable[Integer], trial_kl: float
 ) -> tuple[Choice, ...]:
-    """Bytes and loss of `weight` (N, K) under each scheme; K must suit the blocks. RECOVERED is
+    """Bytes and loss of `weight` (N, K) under each scheme; K must suit it (`suits`). RECOVERED is
     among them only where it gives the weights back.
 
     `trial_kl` is what rounding the matrix by `sensitivity.trial_error` costs.
@@ -97,8 +97,9 @@ def joined(hessian: Float32, weight: Float32, trial_kl: float, lookup_kl: float)
 def stored_bytes(shape: tuple[int, int], scheme: Integer) -> int:
     """Bytes in the data file, alignment included."""
     out, inner = shape
-    blocks = inner // scheme.block_size
-    arrays = [out * inner * scheme.bits // 8, 2 * out * blocks]
+    blocks, rest = -(-inner // scheme.block_size), inner % scheme.block_size
+    codes = [out * part * scheme.bits // 8 for part in (inner - rest, rest)]
+    arrays = [*codes, 2 * out * blocks]
     if scheme.asymmetric:
         arrays.append(out * -(-blocks * scheme.bits // 8))
     if scheme.minima:
@@ -138,14 +139,15 @@ def spend(table: Mapping[str, Sequence[Choice]], limit_bytes: int) -> dict[str, 
 @dataclass(frozen=True, slots=True)
 class Material:
     """What is known of the matrices: shapes, weights, statistics and what the trial cost by name,
-    and for those that the checkpoint has in blocks already the bytes these take (keeping them costs
-    no quality)."""
+    for those that the checkpoint has in blocks already the bytes these take (keeping them costs no
+    quality), and `tables`, which blocks must fill."""
 
     shapes: Mapping[str, tuple[int, int]]
     weight: Callable[[str], Float32]
     statistics: Callable[[str], Float32 | None]
     trial_kl: Mapping[str, float]
     kept_bytes: Mapping[str, int] = field(default_factory=dict)
+    tables: Collection[str] = ()
 
 
 def plan(material: Material, limit_bytes: int, recover: bool = True) -> dict[str, Treatment]:
@@ -154,7 +156,8 @@ def plan(material: Material, limit_bytes: int, recover: bool = True) -> dict[str
     candidates = (*CANDIDATES, RECOVERED) if recover else CANDIDATES
     table = {}
     for name, shape in material.shapes.items():
-        schemes = [scheme for scheme in candidates if shape[1] % scheme.block_size == 0]
+        tails = name not in material.tables
+        schemes = [scheme for scheme in candidates if suits(scheme, shape[1], tails)]
         if not schemes:
             raise Incompatible(
                 f"{name}: its width {shape[1]} is no multiple of 16, the smallest block; "

@@ -131,16 +131,18 @@ def _import(
         store = WeightStore(checkpoint, recipe("exact"), data)
         weights = architecture.store(store)
     model = Model(architecture, weights, data.path, store.matrices)
-    return model, Stored(StoredWeights(data, store.places), store.places, data.bytes)
+    read = StoredWeights(data, store.places)
+    return model, Stored(read, store.places, data.bytes, frozenset(store.tables))
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The imported weights, matrix by matrix."""
+    """The imported weights, matrix by matrix; `tables` as in WeightStore."""
 
     read: StoredWeights
     places: Mapping[str, Place]
     bytes: int
+    tables: frozenset[str]
 
     def matrix(self, matrix: Matrix) -> Float32:
         """All its rows (N, K), float32."""
@@ -187,15 +189,16 @@ def _plan(
 
     shapes = {name: matrix.shape for name, matrix in model.matrices.items()}
     in_blocks = {name: sizes[name] for name, m in model.matrices.items() if m.scales is not None}
-    material = budget.Material(shapes, weight, statistics, trial_kl, in_blocks)
+    material = budget.Material(shapes, weight, statistics, trial_kl, in_blocks, stored.tables)
     limit_bytes = int((wanted.target_mb or 0.0) * budget.BYTES_PER_MB) - others
     return budget.plan(material, limit_bytes, wanted.recover)
 
 
 def _file_bytes(m: Matrix) -> int:
     """What a matrix takes in the data file, alignment included."""
-    parts = [part for part in (m.values, m.scales, m.zero_points, m.minima) if part is not None]
-    return sum(part.nbytes + -part.nbytes % ALIGNMENT_BYTES for part in parts)
+    parts = (m.values, m.tail, m.scales, m.zero_points, m.minima)
+    sizes = [part.nbytes for part in parts if part is not None]
+    return sum(size + -size % ALIGNMENT_BYTES for size in sizes)
 
 
 def _ids(model: Model, wanted: Calibration, text: str | None, path: Path, notice: Notice) -> Ids:

@@ -181,9 +181,11 @@ def _sum(
     feed = empty_cache(session, shape)
     sums: dict[str, Float32] = {}
     clock = Clock(len(ids), notice, "reading activations")
+    # The first layer's inputs alone need no mask.
+    taken = {value.name for value in session.get_inputs()}
     for row in ids:
-        feed["input_ids"] = row[None]
-        feed["attention_mask"] = np.ones((1, len(row)), np.int64)
+        given = {"input_ids": row[None], "attention_mask": np.ones((1, len(row)), np.int64)}
+        feed |= {name: array for name, array in given.items() if name in taken}
         for name, x in zip(names, session.run(None, feed), strict=True):
             rows = x.reshape(-1, x.shape[-1])
             product = rows.T @ rows

@@ -11,7 +11,7 @@ Shapes: N output features, K inputs, G blocks of a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgellm_export.quantize.grids import Grid, rounded, search
 from edgellm_export.quantize.rtn import half
 from edgellm_export.recipe import Integer
-from edgellm_export.weights import Blocks, Float32
+from edgellm_export.weights import Blocks, Float32, padded
 
 Float64 = NDArray[np.float64]
 # Columns whose errors are carried on among themselves first, then to all others in one product.
@@ -44,7 +44,7 @@ def quantize(
     """`weight` (N, K) in blocks such that its products with the calibration inputs change least.
 
     `hessian` (K, K) is the sum of x xᵀ over those inputs; its scale does not matter; None when
-    nothing is known of them. K must be a multiple of the block size.
+    nothing is known of them.
     """
     effort = effort or Effort()
     if hessian is None:
@@ -57,7 +57,8 @@ def quantize(
     ]
     scale = np.concatenate([grid.scale for grid, _ in parts])
     offset = np.concatenate([grid.offset for grid, _ in parts])
-    return Grid(scheme, scale, offset).blocks(np.concatenate([codes for _, codes in parts]))
+    grid = Grid(scheme, scale, offset, weight.shape[1])
+    return grid.blocks(np.concatenate([codes for _, codes in parts]))
 
 
 def loss(weight: Float32, quantized: Float32, hessian: Float32) -> float:
@@ -145,7 +146,7 @@ def descend(weight: Float32, codes: Float32, grid: Grid, h: Float32) -> Float32:
     scale = np.ascontiguousarray(grid.scale.T)
     offset = np.ascontiguousarray(grid.offset.T)
     codes = np.ascontiguousarray(codes.T)
-    wide = np.repeat(np.arange(k // grid.scheme.block_size), grid.scheme.block_size)
+    wide = np.arange(k) // grid.scheme.block_size
     error = weight.T - (codes * scale[wide] + offset[wide])
     slope = h @ error
     for start in range(0, k, LAZY_COLUMNS):
@@ -167,23 +168,25 @@ def descend(weight: Float32, codes: Float32, grid: Grid, h: Float32) -> Float32:
 def refit(weight: Float32, codes: Float32, grid: Grid, h: Float32) -> Grid:
     """Scales (and minima, where free) with the least loss for integers held fixed, in float16.
 
-    Each row is one small least-squares problem over all its blocks at once.
+    Each row is one small least-squares problem over all its blocks at once; where the last is not
+    full, inputs that are always zero fill it.
     """
-    n, k = weight.shape
+    n, groups = grid.scale.shape
     size = grid.scheme.block_size
-    groups = k // size
+    rest = -len(h) % size
     centred = codes if grid.scheme.minima else codes - grid.wide(grid.zeros())
-    basis = [centred.reshape(n, groups, size)]
+    target = padded(weight @ h, size).reshape(n, groups, size)
+    h = np.pad(h, (0, rest)) if rest else h
+    basis = [padded(centred, size).reshape(n, groups, size)]
     if grid.scheme.minima:
         basis.append(np.ones((n, groups, size), np.float32))
     unknowns = groups * len(basis)
     left = np.empty((n, unknowns, unknowns), np.float64)
     tiles = h.reshape(groups, size, groups, size)
-    target = (weight @ h).reshape(n, groups, size)
     right = np.concatenate([np.einsum("ngb,ngb->ng", part, target) for part in basis], axis=1)
     for a, part in enumerate(basis):
         for g in range(groups):
-            through = (part[:, g] @ tiles[g].reshape(size, k)).reshape(n, groups, size)
+            through = (part[:, g] @ tiles[g].reshape(size, -1)).reshape(n, groups, size)
             for b, other in enumerate(basis):
                 left[:, a * groups + g, b * groups : (b + 1) * groups] = np.einsum(
                     "ngb,ngb->ng", through, other
@@ -193,8 +196,8 @@ def refit(weight: Float32, codes: Float32, grid: Grid, h: Float32) -> Grid:
     found = _solve(left, right.astype(np.float64), start)
     scale = half(found[:, :groups].astype(np.float32))
     if grid.scheme.minima:
-        return Grid(grid.scheme, scale, half(found[:, groups:].astype(np.float32)))
-    return Grid(grid.scheme, scale, -scale * grid.zeros())
+        return replace(grid, scale=scale, offset=half(found[:, groups:].astype(np.float32)))
+    return replace(grid, scale=scale, offset=-scale * grid.zeros())
 
 
 def _solve(left: Float64, right: Float64, start: Float64) -> Float64:

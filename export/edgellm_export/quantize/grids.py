@@ -14,7 +14,7 @@ import numpy as np
 
 from edgellm_export.quantize.rtn import half
 from edgellm_export.recipe import Integer
-from edgellm_export.weights import Blocks, Float32, pack
+from edgellm_export.weights import Blocks, Float32, pack, padded
 
 # Fractions of the full range that are tried. Weighted by importance a tail may be worth little.
 SHRINKS = np.linspace(1.0, 0.6, 11, dtype=np.float32)
@@ -25,11 +25,13 @@ SMALLEST = np.float32(1e-8)
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """scale (N, G) and offset (N, G), as the file will hold them, and the scheme they are of."""
+    """scale (N, G) and offset (N, G), as the file will hold them, the scheme they are of, and K:
+    the last block may have fewer weights than the others."""
 
     scheme: Integer
     scale: Float32
     offset: Float32
+    width: int
 
     @property
     def top(self) -> float:
@@ -39,7 +41,7 @@ class Grid:
     def wide(self, values: Float32) -> Float32:
         """(N, G) spread over the columns: (N, K)."""
         spread: Float32 = np.repeat(values, self.scheme.block_size, axis=1)
-        return spread
+        return spread[:, : self.width]
 
     def zeros(self) -> Float32:
         """Integer zero points (N, G)."""
@@ -60,6 +62,7 @@ class Grid:
             self.scale.astype(np.float16),
             self.zeros().astype(np.uint8) if self.scheme.asymmetric else None,
             self.offset.astype(np.float16) if self.scheme.minima else None,
+            width=self.width if self.width % size else 0,
         )
 
 
@@ -74,21 +77,23 @@ def search(weight: Float32, importance: Float32, scheme: Integer) -> Grid:
     """The grid of each block of `weight` (N, K) with the least error weighted by `importance` (K,).
 
     Ranges are shrunk step by step; each time the integers are rounded and the scale (and the
-    minimum, where it is free) refitted by weighted least squares.
+    minimum, where it is free) refitted by weighted least squares. A last block that is not full is
+    filled with its last weight, which changes no range, at no importance.
     """
     n, k = weight.shape
     size = scheme.block_size
     rows = max(1, CHUNK_VALUES // k)
     importance = importance / max(float(importance.mean()), 1e-30) + np.float32(1e-6)
-    spread = np.ascontiguousarray(importance.reshape(-1, size))
+    spread = padded(importance, size).reshape(-1, size)
+    rest = ((0, 0), (0, -k % size))
     parts = []
     for start in range(0, n, rows):
         part = weight[start : start + rows]
-        blocks = part.reshape(-1, size)
+        blocks = (np.pad(part, rest, "edge") if k % size else part).reshape(-1, size)
         parts.append(_best(blocks, np.tile(spread, (len(part), 1)), scheme))
     scale = np.concatenate([part[0] for part in parts]).reshape(n, -1)
     offset = np.concatenate([part[1] for part in parts]).reshape(n, -1)
-    return Grid(scheme, scale, offset)
+    return Grid(scheme, scale, offset, k)
 
 
 def _best(blocks: Float32, importance: Float32, scheme: Integer) -> tuple[Float32, Float32]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgellm.errors import Incompatible
 from edgellm_export.recipe import Integer
-from edgellm_export.weights import FLOAT16_MAX, Blocks, Float32, pack
+from edgellm_export.weights import FLOAT16_MAX, Blocks, Float32, pack, padded
 
 # Fractions of the full range that are tried; below 0.75 the clipped tails always cost more.
 SHRINKS = np.linspace(1.0, 0.75, 11, dtype=np.float32)
@@ -33,10 +33,13 @@ CHUNK_VALUES = 1 << 19
 
 
 def quantize(weight: Float32, scheme: Integer) -> Blocks:
-    """`weight` (N, K) in blocks; K that is not a multiple of the block is padded with zeros."""
+    """`weight` (N, K) in blocks; the last may have fewer weights than the others.
+
+    It is filled with zeros, which no grid is chosen by: all ranges include zero, and it has no
+    error.
+    """
     n, k = weight.shape
-    if k % scheme.block_size:
-        weight = np.pad(weight, ((0, 0), (0, -k % scheme.block_size)))
+    weight = padded(weight, scheme.block_size)
     blocks = weight.reshape(-1, scheme.block_size)
     packed = np.empty((len(blocks), scheme.block_size * scheme.bits // 8), np.uint8)
     scales = np.empty(len(blocks), np.float16)
@@ -58,6 +61,7 @@ def quantize(weight: Float32, scheme: Integer) -> Blocks:
         packed.reshape(n, -1, packed.shape[1]),
         scales.reshape(n, -1),
         zeros.reshape(n, -1) if scheme.asymmetric else None,
+        width=k if k % scheme.block_size else 0,
     )
 
 
