@@ -25,10 +25,14 @@ VARIABLE = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 SCORES_LIMIT_BYTES = 64e6
 
 
-def score_bytes(shape: Shape) -> int:
-    """What attention keeps of a chunk for each position of the cache, float32; 0: nothing."""
-    bytes_ = 4 * shape.num_attention_heads * CHUNK_TOKENS
-    return bytes_ if bytes_ * shape.context_length <= SCORES_LIMIT_BYTES else 0
+def keeps_scores(shape: Shape) -> bool:
+    """Whether sessions of this shape keep all scores of a chunk."""
+    return score_bytes(shape, CHUNK_TOKENS) * shape.context_length <= SCORES_LIMIT_BYTES
+
+
+def score_bytes(shape: Shape, chunk_tokens: int) -> int:
+    """What they keep of a chunk for each position of the cache, float32."""
+    return 4 * shape.num_attention_heads * chunk_tokens
 
 
 @contextmanager
@@ -37,7 +41,7 @@ def whole_scores(shape: Shape) -> Iterator[None]:
 
     What the user's environment says is left as it is.
     """
-    if VARIABLE in os.environ or not score_bytes(shape):
+    if VARIABLE in os.environ or not keeps_scores(shape):
         yield
         return
     os.environ[VARIABLE] = "1"

@@ -14,8 +14,8 @@ from edgellm.bundle.tokenizer import Tokenizer
 from edgellm.device import detect, memory
 from edgellm.device.memory import MemoryPlan, Running, WeightBytes
 from edgellm.errors import Incompatible, UsageError
-from edgellm.runtime.attention import score_bytes
-from edgellm.runtime.decode import CHUNK_TOKENS
+from edgellm.runtime.attention import keeps_scores, score_bytes
+from edgellm.runtime.decode import CHUNK_TOKENS, LONG_CHUNK_TOKENS
 from edgellm.stream import Request
 
 
@@ -81,15 +81,14 @@ class OpenedBundle:
         )
         if not fast_prefill:
             weights = replace(weights, prefill=0)
-        concat = self.native.cache == CONCAT
-        running = Running(
-            CHUNK_TOKENS,
-            logit_rows,
-            memory.CONCAT_CACHES if concat else 1,
-            0 if concat else score_bytes(self.manifest.shape),
-        )
-        budget_mb = detect.available_memory_mb()
-        return memory.plan(self.manifest.shape, weights, context_tokens, running, budget_mb)
+        shape, budget_mb = self.manifest.shape, detect.available_memory_mb()
+        chunk = LONG_CHUNK_TOKENS if fast_prefill else CHUNK_TOKENS
+        if self.native.cache == CONCAT:
+            running = Running(chunk, logit_rows, memory.CONCAT_CACHES)
+        else:
+            scores = score_bytes(shape, chunk) if keeps_scores(shape) else 0
+            running = Running(chunk, logit_rows, score_bytes=scores)
+        return memory.plan(shape, weights, context_tokens, running, budget_mb)
 
     @property
     def prefill_graph(self) -> Path | None:

@@ -246,6 +246,9 @@ def _open(ort: ModuleType, graph: Path, provider: str, threads: int | None) -> A
     settings.log_severity_level = 4  # our errors carry the message; nothing else on the terminal
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Threads that wait busily after a pass would take the cores from the next session's: a prompt
+    # of 513 tokens in two graphs took 8 % longer. Decoding is as fast without.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         settings.intra_op_num_threads = threads
     try:

@@ -10,7 +10,7 @@ import tiny_models as tiny
 
 from edgellm.bundle.manifest import Shape
 from edgellm.runtime.cache import KVCache
-from edgellm.runtime.decode import CHUNK_TOKENS, decode, prefill
+from edgellm.runtime.decode import CHUNK_TOKENS, LONG_CHUNK_TOKENS, decode, prefill
 from edgellm.runtime.observe import make_describe
 from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.session import Session
@@ -73,13 +73,13 @@ def test_a_prompt_is_fed_in_chunks_and_only_its_last_row_is_computed(
     assert last[1] == [len(last[0]) - 1]
 
 
-@pytest.mark.parametrize("length", [1, 2, CHUNK_TOKENS + 1, CHUNK_TOKENS + 2, 300])
+@pytest.mark.parametrize("length", [1, 2, LONG_CHUNK_TOKENS + 1, LONG_CHUNK_TOKENS + 2, 600])
 def test_all_but_the_last_token_goes_through_the_filler(cache: KVCache, length: int) -> None:
     session, filler, ids = Script(7), Script(), [i % VOCAB for i in range(length)]
     assert prefill(session, cache, ids, filler).argmax() == 7
     assert session.calls == [(ids[-1:], [0])]
     assert [token for chunk, _ in filler.calls for token in chunk] == ids[:-1]
-    assert all(0 < len(chunk) <= CHUNK_TOKENS and not rows for chunk, rows in filler.calls)
+    assert all(0 < len(chunk) <= LONG_CHUNK_TOKENS and not rows for chunk, rows in filler.calls)
     assert cache.tokens == ids
 
 
