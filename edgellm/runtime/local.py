@@ -171,16 +171,15 @@ class LocalBackend:
         ids = self.bundle.encode(request, prefix)
         room, notices = self._room(len(ids), request.max_tokens)
         cached = self._cache.keep_common(ids)
-        plan = self._plan(len(ids) + room, session.fills_apart(len(ids) - cached))
-        memory.check(plan)
+        watched = Watcher(session, len(ids)) if request.observe and session.shows_hidden else None
+        # The graph for long prompts shows no hidden states.
+        apart = 0 if watched else len(ids) - cached
+        plan, apart, lines = self._fitting(session, len(ids) + room, apart)
         sampler = make_sampler(request.sampling or self.default_sampling)
         self._cache.reserve(len(ids) + room)
-        yield Start(self.name, len(ids), cached, (*self._notices, *notices))
-        watched = Watcher(session, len(ids)) if request.observe and session.shows_hidden else None
+        yield Start(self.name, len(ids), cached, (*self._notices, *notices, *lines))
         through = watched or session
-        # The graph for long prompts shows no hidden states.
-        filler = None if watched else session.filler(len(ids) - cached)
-        logits = prefill(through, self._cache, ids[cached:], filler)
+        logits = prefill(through, self._cache, ids[cached:], session.filler(apart))
         course.prefilled = time.perf_counter()
         eos = self.bundle.defaults.eos_token_ids
         describe = make_describe(request.logprobs, request.observe)
@@ -221,6 +220,20 @@ class LocalBackend:
             line = f"the answer may have {room} tokens instead of {wanted}: the context is {limit}"
             return room, (line,)
         return room, ()
+
+    def _fitting(
+        self, session: Session, context_tokens: int, apart: int
+    ) -> tuple[MemoryPlan, int, tuple[str, ...]]:
+        """The plan, and how many tokens may go to the graph for long prompts: none, with a notice,
+        where memory is short for that alone. MemoryShort when the context does not fit at all."""
+        plan = self._plan(context_tokens, session.has_filler or session.fills_apart(apart))
+        if not plan.fits and not session.has_filler:
+            plain = self._plan(context_tokens, False)
+            memory.check(plain)
+            missing = plan.total_mb - plan.available_mb
+            return plain, 0, (f"reading the prompt slowly: fast prefill lacks {missing:.0f} MB",)
+        memory.check(plan)
+        return plan, apart, ()
 
     def _plan(self, context_tokens: int, fast_prefill: bool) -> MemoryPlan:
         """The plan for a context, against what this process has already and what is left."""

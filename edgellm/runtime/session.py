@@ -112,17 +112,21 @@ class Session:
         """An empty cache of the kind that this graph uses."""
         return KVCache(self.shape, capacity_tokens)
 
+    @property
+    def has_filler(self) -> bool:
+        """Whether the graph for long prompts is in memory."""
+        return self._filler is not None
+
     def fills_apart(self, tokens: int) -> bool:
-        """Whether a prompt of that many tokens has a graph of its own, or one is loaded already."""
-        long = self._prefill_graph is not None and tokens >= LONG_PROMPT_TOKENS
-        return long or self._filler is not None
+        """Whether a prompt of that many tokens has a graph of its own."""
+        return self._prefill_graph is not None and tokens >= LONG_PROMPT_TOKENS
 
     def filler(self, tokens: int) -> Session | None:
         """The session for all but the last of a prompt's `tokens`; None: this one.
 
         The first prompt that is long enough loads it.
         """
-        if self._prefill_graph is None or tokens < LONG_PROMPT_TOKENS:
+        if self._prefill_graph is None or not self.fills_apart(tokens):
             return None
         if self._filler is None:
             self._filler = Session(self._prefill_graph, self.shape, self._options)

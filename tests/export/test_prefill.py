@@ -17,7 +17,8 @@ import tiny_models as tiny
 from tiny_adapters import write_adapter
 
 from edgellm.bundle.manifest import Source
-from edgellm.errors import UsageError
+from edgellm.device import detect
+from edgellm.errors import MemoryShort, UsageError
 from edgellm.hub import read_adapter
 from edgellm.runtime import session as sessions
 from edgellm.runtime.decode import prefill
@@ -25,7 +26,7 @@ from edgellm.runtime.local import load, open_session
 from edgellm.runtime.opened import open_folder
 from edgellm.runtime.options import LoadOptions
 from edgellm.runtime.session import Session, load_onnxruntime
-from edgellm.stream import Done, Request, Sampling, complete
+from edgellm.stream import Done, Request, Sampling, Start, complete
 from edgellm_export import prefill as prefill_graph
 from edgellm_export import rotated
 from edgellm_export.checkpoint.open import open_checkpoint
@@ -149,8 +150,7 @@ def test_only_a_long_prompt_goes_through_it(bundle: Path) -> None:
     filler = session.filler(limit)
     assert filler is not None
     assert filler is session.filler(limit + 1)
-    # Once loaded it counts for every plan.
-    assert session.fills_apart(1)
+    assert session.has_filler
 
 
 def test_a_bundle_without_it_has_none(tmp_path: Path) -> None:
@@ -177,6 +177,28 @@ def test_an_answer_counts_its_weights_and_reuses_its_cache(bundle: Path) -> None
     assert first.memory is not None
     assert first.memory.weights_mb - plain == pytest.approx(1.1 * weights / 1e6)
     assert again.usage.cached_tokens == first.usage.prompt_tokens - 1
+
+
+@pytest.mark.usefixtures("short_is_long")
+def test_where_memory_is_short_for_it_the_prompt_is_read_without(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(prompt="the quick brown fox jumps over the lazy dog " * 3, max_tokens=4)
+    with load(str(bundle), LoadOptions(threads=1)) as model:
+        tokens = len(model.bundle.encode(request)) + request.max_tokens
+        enough_mb = model.bundle.plan(tokens).total_mb
+        monkeypatch.setattr(detect, "rss_mb", lambda: 0.0)
+        monkeypatch.setattr(detect, "available_memory_mb", lambda: enough_mb)
+        start, *_, done = model.stream(request)
+        assert not model._session.has_filler
+        monkeypatch.setattr(detect, "available_memory_mb", lambda: 1.0)
+        model.forget()
+        with pytest.raises(MemoryShort, match="are available"):
+            next(iter(model.stream(request)))
+    assert isinstance(start, Start)
+    assert isinstance(done, Done)
+    (line,) = start.notices
+    assert line.startswith("reading the prompt slowly: fast prefill lacks ")
 
 
 @pytest.mark.usefixtures("short_is_long")
