@@ -49,6 +49,9 @@ class Instant:
         cache.tokens.extend(ids)
         return np.zeros((len(rows), SHAPE.vocab_size), np.float32)
 
+    def filler(self, tokens: int) -> None:
+        return None
+
     def placement(self) -> dict[str, Placement]:
         return {"CPUExecutionProvider": Placement(5, 1.0)}
 

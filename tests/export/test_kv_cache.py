@@ -150,8 +150,11 @@ def test_steps_cover_every_key_and_value_of_the_text(small: Model) -> None:
     session = opened(small, "float32")
     cache = KVCache(session.shape, len(IDS))
     session.forward(IDS, [], cache)
+    # A native graph on a float32 cache has its keys scaled, by the root of the scores' scale.
+    scales = (small.shape.head_dim**0.25, 1.0)
     for i, buffer in enumerate(cache.buffers):
-        codes = np.abs(buffer[0, :, : len(IDS)]).max(axis=1) / steps[i // 2][i % 2]
+        largest = np.abs(buffer[0, :, : len(IDS)]).max(axis=1) * scales[i % 2]
+        codes = largest / steps[i // 2][i % 2]
         assert codes.max() <= 127.01
         assert codes.max() > 60
 
