@@ -87,9 +87,11 @@ def product(g: Graph, x: Value, w: Rotated) -> Value:
     apart = g.op("Reshape", x, _ints(g, 0, 0, inner // size, size))
     turned = g.op("MatMul", apart, g.constant(hadamard(size)))
     turned = g.op("Reshape", turned, _ints(g, 0, 0, inner))
-    largest = g.op("ReduceMax", g.op("Abs", turned), _ints(g, -1), keepdims=1)
+    high = g.op("ReduceMax", turned, _ints(g, -1), keepdims=1)
+    low = g.op("Neg", g.op("ReduceMin", turned, _ints(g, -1), keepdims=1))
     # Never zero: a row of zeros is divided by it.
-    step = g.op("Mul", g.op("Max", largest, _float(g, 1e-12)), _float(g, 1 / LARGEST))
+    largest = g.op("Max", high, low, _float(g, 1e-12))
+    step = g.op("Mul", largest, _float(g, 1 / LARGEST))
     one, middle = _float(g, 1), g.constant(np.array(MIDDLE, np.uint8))
     codes = g.op("QuantizeLinear", g.op("Div", turned, step), one, middle)
     y = g.op("MatMulIntegerToFloat", codes, g.weight(w.codes), one, g.weight(w.scales), middle)
