@@ -117,7 +117,9 @@ def _make_tiny(name: str, path: Path) -> None:
     if recipe == "exact":
         tiny.make_bundle(tiny.write_gguf(source / "model.gguf"), path, recipe)
         return
-    tiny.write_folder(source, replace(tiny.UNTIED, inner=128, context=512))
+    # 240: the second of two blocks of 128 is not full.
+    inner = 240 if recipe == "int4_block128" else 128
+    tiny.write_folder(source, replace(tiny.UNTIED, inner=inner, context=512))
     trial = path.with_name(f"{path.name}-trial")
     tiny.make_bundle(source, trial, recipe, kv=kv or None)
     ends = [2, early_end(opened(trial).answers)]

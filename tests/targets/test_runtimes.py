@@ -13,7 +13,7 @@ pytestmark = pytest.mark.targets
 
 SMOLLM2 = pytest.param("smollm2", marks=pytest.mark.weights)
 every_bundle = pytest.mark.parametrize(
-    "name", ["tiny-fp32", "tiny-int8", "tiny-int4", "tiny-exact", SMOLLM2]
+    "name", ["tiny-fp32", "tiny-int8", "tiny-int4", "tiny-int4_block128", "tiny-exact", SMOLLM2]
 )
 # Half floats are rounded in another order by each runtime; these models have no close calls.
 OTHER_TYPES = ["tiny-q4f16", "tiny-fp32-kv-fp16", "tiny-fp32-kv-int8"]
