@@ -37,6 +37,7 @@ MICROSOFT = "com.microsoft"
 # Operators of ONNX Runtime's own domain (docs/ContribOperators.md) that the blocks use.
 CONTRIB = frozenset(
     {
+        "DynamicQuantizeMatMul",
         "FastGelu",
         "FusedMatMul",
         "GatherBlockQuantized",

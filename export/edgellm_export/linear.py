@@ -117,8 +117,10 @@ def _unpacked(g: Graph, packed: Value, bits: int) -> Value:
     return g.op("Concat", *parts, axis=-1)
 
 
-def linear(g: Graph, x: Value, w: Matrix) -> Value:
+def linear(g: Graph, x: Value, w: Matrix, uneven: bool = False) -> Value:
     """x (B, T, inner) @ w.T + bias: (B, T, out).
+
+    `uneven`: some rows of x are far larger than others.
 
     A block scale * q + minimum is split into scale * (q - 8) + (minimum + 8 * scale): the first
     part is MatMulNBits with its default zero point, the second needs only the sums of x over each
@@ -127,11 +129,12 @@ def linear(g: Graph, x: Value, w: Matrix) -> Value:
     """
     x = g.to(x, g.activations)
     if w.parts:
-        return g.op("Concat", *(linear(g, x, part) for part in w.parts), axis=-1)
+        return g.op("Concat", *(linear(g, x, part, uneven) for part in w.parts), axis=-1)
     if w.slots and g.adapters:
-        return g.op("Add", linear(g, x, replace(w, slots=())), _low_rank(g, x, w))
+        return g.op("Add", linear(g, x, replace(w, slots=()), uneven), _low_rank(g, x, w))
     if w.rotated and g.many_rows:
-        return _add_bias(g, rotated.product(g, x, w.rotated), w)
+        product = rotated.uneven_product if uneven else rotated.product
+        return _add_bias(g, product(g, x, w.rotated), w)
     out, inner = w.shape
     if g.static and w.minima:
         raise Incompatible("NPUs have no product with block minima; use --precision int4 or int8")

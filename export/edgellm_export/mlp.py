@@ -9,10 +9,14 @@ from edgellm_export.linear import Matrix, linear
 
 
 def gated_mlp(g: Graph, x: Value, gate_up: Matrix, down: Matrix) -> Value:
-    """down(silu(gate(x)) * up(x)); ONNX Runtime fuses Sigmoid and Mul into QuickGelu."""
+    """down(silu(gate(x)) * up(x)); ONNX Runtime fuses Sigmoid and Mul into QuickGelu.
+
+    In some layers the first token's product is far larger than the others' (Sun et al., Massive
+    Activations in Large Language Models, arXiv:2402.17762).
+    """
     gate, up = halves(g, x, gate_up)
     silu = g.op("Mul", gate, g.op("Sigmoid", gate))
-    return linear(g, g.op("Mul", silu, up), down)
+    return linear(g, g.op("Mul", silu, up), down, uneven=True)
 
 
 def halves(g: Graph, x: Value, pair: Matrix) -> Sequence[Value]:
@@ -29,4 +33,4 @@ def gated_gelu_mlp(g: Graph, x: Value, gate_up: Matrix, down: Matrix) -> Value:
     """
     gate, up = halves(g, x, gate_up)
     gelu = g.op("Gelu", gate, approximate="tanh") if g.static else g.op("FastGelu", gate)
-    return linear(g, g.op("Mul", gelu, up), down)
+    return linear(g, g.op("Mul", gelu, up), down, uneven=True)

@@ -32,13 +32,15 @@ from edgellm_export import rotated
 from edgellm_export.checkpoint.open import open_checkpoint
 from edgellm_export.checks import SelfCheckFailed
 from edgellm_export.data import DataFile
-from edgellm_export.graph import FLOAT, Graph
+from edgellm_export.graph import FLOAT, Graph, Value
 from edgellm_export.pipeline import Job, export_bundle
 from edgellm_export.recipe import recipe
+from edgellm_export.rotated import Rotated
 from edgellm_export.weights import Dense, Float32
 
 IDS = np.random.default_rng(7).integers(3, tiny.vocab_size(), 60).tolist()
 Write = Callable[[Path], Path]
+Product = Callable[[Graph, Value, Rotated], Value]
 FAMILIES: dict[str, Write] = {
     "llama": lambda folder: tiny.write_folder(folder, tiny.TINY),
     **{
@@ -89,8 +91,9 @@ def apart(found: Float32, wanted: Float32) -> float:
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("product", [rotated.product, rotated.uneven_product])
 @pytest.mark.parametrize("inner", [1, 24, 64, 192, 576])
-def test_a_product_is_the_matrix_product(tmp_path: Path, inner: int) -> None:
+def test_a_product_is_the_matrix_product(tmp_path: Path, inner: int, product: Product) -> None:
     rng = np.random.default_rng(inner)
     weight = rng.standard_normal((40, inner)).astype(np.float32)
     x = rng.standard_normal((1, 33, inner)).astype(np.float32)
@@ -101,12 +104,30 @@ def test_a_product_is_the_matrix_product(tmp_path: Path, inner: int) -> None:
     with DataFile(tmp_path / "weights") as data:
         stored = rotated.store_rotated(data, "m", Dense(weight.shape, "float32", lambda: weight))
     given = g.input("x", FLOAT, (1, "t", inner))
-    g.output("y", rotated.product(g, given, stored), FLOAT, (1, "t", 40))
+    g.output("y", product(g, given, stored), FLOAT, (1, "t", 40))
     g.save(tmp_path / "g.onnx")
     (found,) = load_onnxruntime().InferenceSession(tmp_path / "g.onnx").run(None, {"x": x})
     wanted = x @ weight.T
     assert (found[0, 7] == 0).all()
     assert np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean()) < 0.02
+
+
+def test_small_rows_beside_a_huge_one_survive_with_scales_of_their_own(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    weight = rng.standard_normal((40, 64)).astype(np.float32)
+    x = rng.standard_normal((1, 9, 64)).astype(np.float32)
+    x[0, 0] *= 10_000
+    g = Graph("g", "weights")
+    with DataFile(tmp_path / "weights") as data:
+        stored = rotated.store_rotated(data, "m", Dense(weight.shape, "float32", lambda: weight))
+    given = g.input("x", FLOAT, (1, "t", 64))
+    for name, product in (("one", rotated.product), ("own", rotated.uneven_product)):
+        g.output(name, product(g, given, stored), FLOAT, (1, "t", 40))
+    g.save(tmp_path / "g.onnx")
+    one, own = load_onnxruntime().InferenceSession(tmp_path / "g.onnx").run(None, {"x": x})
+    wanted = (x @ weight.T)[0, 1:]
+    assert apart(own[0, 1:], wanted) < 0.05
+    assert apart(one[0, 1:], wanted) > 0.5
 
 
 @pytest.mark.parametrize("size", [1, 2, 16, 64])
@@ -138,7 +159,8 @@ def test_it_has_no_logits_and_nothing_that_only_they_need(bundle: Path) -> None:
         "total_positions",
     }
     # Behind the last layer's attention nothing leads to the cache.
-    assert kinds.count("MatMulIntegerToFloat") == 4 * (layers - 1) + 1
+    assert kinds.count("DynamicQuantizeMatMul") == 3 * (layers - 1) + 1
+    assert kinds.count("MatMulIntegerToFloat") == layers - 1  # behind the gate
     assert "FusedMatMul" not in kinds
 
 
