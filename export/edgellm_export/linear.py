@@ -154,15 +154,20 @@ def linear(g: Graph, x: Value, w: Matrix, uneven: bool = False) -> Value:
     )
     # Right behind MatMulNBits, where ONNX Runtime takes it in as that node's own input.
     y = _add_bias(g, y, w)
-    if not w.minima:
-        return y
-    blocks = g.op("Reshape", x, _ints(g, 0, 0, inner // w.block_size, w.block_size))
-    sums = g.op("ReduceSum", blocks, _ints(g, -1), keepdims=0)
+    return g.op("Add", y, _block_sums_shifted(g, x, w)) if w.minima else y
+
+
+def _block_sums_shifted(g: Graph, x: Value, w: Matrix) -> Value:
+    """The sums of x over each block times that block's shift: (B, T, out)."""
+    out, inner = w.shape
+    blocks = inner // w.block_size
+    apart = g.op("Reshape", x, _ints(g, 0, 0, blocks, w.block_size))
+    sums = g.op("ReduceSum", apart, _ints(g, -1), keepdims=0)
     # Blocks by outputs, as MLAS's kernel for one row reads them in order; three axes keep ONNX
     # Runtime from packing them into a layout that takes that row twice the time.
-    by_output = _block_shift(g, w, (1, out, inner // w.block_size))
+    by_output = _block_shift(g, w, (1, out, blocks))
     shift = g.to(g.op("Transpose", by_output, perm=[0, 2, 1]), g.activations)
-    return g.op("Add", y, g.op("MatMul", sums, shift))
+    return g.op("MatMul", sums, shift)
 
 
 def _codes(g: Graph, w: Matrix) -> Value:

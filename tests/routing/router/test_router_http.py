@@ -148,7 +148,9 @@ def test_the_real_model_goes_on_from_a_broken_stream(server: Served, smollm2_bun
     # The same words as a fresh model says that is asked by hand to go on from there.
     rest = Request(messages=request.messages, max_tokens=21, sampling=Sampling())
     with load(str(smollm2_bundle)) as model:
-        assert text == "one two three" + complete(model.stream(rest, "one two three")).text
+        wanted = complete(model.stream(rest, "one two three"))
+    assert text == "one two three" + wanted.text
     assert text.startswith("one two three four five")
-    assert (done.route.source, done.finish_reason) == ("local", "stop")
+    # Whether it ends behind "ten" is a near tie, which the order of a sum decides.
+    assert (done.route.source, done.finish_reason) == ("local", wanted.finish_reason)
     assert "continued here" in done.route.reason
